@@ -1,0 +1,1 @@
+"""rfjax: functional LLM inference for GGUF models in JAX."""

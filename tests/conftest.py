@@ -1,0 +1,26 @@
+"""Shared fixtures: eight simulated CPU devices, strict JAX semantics, the conformance folder."""
+
+import os
+import pathlib
+
+# Before JAX is imported: mesh tests need several devices, and the numbers here are the CPU's.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def conformance() -> pathlib.Path:
+    """Folder of llama.cpp's numbers; tests that need it are skipped where it is missing."""
+    default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "conformance"
+    folder = pathlib.Path(os.environ.get("RFJAX_CONFORMANCE", default))
+    if not folder.is_dir():
+        pytest.skip(f"conformance data not found at {folder}; set RFJAX_CONFORMANCE to its folder")
+    return folder
