@@ -1,0 +1,82 @@
+"""Keys and values of a fixed set of sequences, one contiguous row each.
+
+An immutable pytree and pure functions on it; the jitted step donates the old cache, so that XLA
+updates it in place.
+"""
+
+import jax.numpy as jnp
+from flax import struct
+
+from rfjax.typing import Array, Float, Int
+
+
+@struct.dataclass
+class LayerCache:
+    """One layer's keys and values; token p of a row stands at index p.
+
+    Values are stored transposed because attention contracts both products' last axes (see
+    `rfjax.ops.attention`).
+    """
+
+    k: Array  # [B, K, S, H]
+    v: Array  # [B, K, H, S]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+        return self.k.shape[2]
+
+
+@struct.dataclass
+class DenseCache:
+    """A layer cache per layer."""
+
+    layers: tuple[LayerCache, ...]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+        return self.layers[0].capacity
+
+
+def init_cache(
+    kv_shapes: tuple[tuple[int, int], ...], batch: int, capacity: int, dtype: jnp.dtype
+) -> DenseCache:
+    """An empty cache; `kv_shapes` holds (kv heads, head dim) of every layer."""
+    return DenseCache(
+        layers=tuple(
+            LayerCache(
+                k=jnp.zeros((batch, n_kv, capacity, head_dim), dtype),
+                v=jnp.zeros((batch, n_kv, head_dim, capacity), dtype),
+            )
+            for n_kv, head_dim in kv_shapes
+        )
+    )
+
+
+def cache_bytes(
+    kv_shapes: tuple[tuple[int, int], ...], batch: int, capacity: int, dtype: jnp.dtype
+) -> int:
+    """Bytes that `init_cache` with the same arguments would allocate."""
+    per_token = sum(2 * n_kv * head_dim for n_kv, head_dim in kv_shapes)
+    return per_token * batch * capacity * jnp.dtype(dtype).itemsize
+
+
+def append(
+    cache: LayerCache,
+    k: Float[Array, "B L K H"],
+    v: Float[Array, "B L K H"],
+    positions: Int[Array, "B L"],
+) -> LayerCache:
+    """Write the keys and values of L tokens a row at their positions.
+
+    A position outside `[0, capacity)` is not written: padding is marked so, and a row that is
+    full is never silently overwritten (callers check capacity before the step).
+    """
+    # A negative index would count from the end, as in NumPy.
+    index = jnp.where(positions < 0, cache.capacity, positions)
+    rows = jnp.arange(k.shape[0], dtype=index.dtype)[:, None]
+    return LayerCache(
+        k=cache.k.at[rows, :, index].set(k.astype(cache.k.dtype), mode="drop"),
+        v=cache.v.at[rows, :, :, index].set(v.astype(cache.v.dtype), mode="drop"),
+    )

@@ -1,0 +1,87 @@
+"""Sparse mixture of experts: routing, and a grouped product that computes only chosen experts."""
+
+import jax
+import jax.numpy as jnp
+
+from rfjax.ops.activation import gated
+from rfjax.ops.linear import linear
+from rfjax.typing import Array, Float, Int
+
+_MAX_BLOCK = 128
+"""Most rows of one expert computed together."""
+
+
+def route(
+    logits: Float[Array, "T E"], n_used: int, *, normalize: bool, scale: float
+) -> tuple[Float[Array, "T A"], Int[Array, "T A"]]:
+    """Weights (f32) and ids of each token's `n_used` best experts, best first.
+
+    The weights are the softmax over all experts; with `normalize` they are divided by their sum
+    over the chosen ones. Source: Shazeer et al., "Outrageously Large Neural Networks" (2017);
+    the clamp of the sum is llama.cpp's (the smallest normal f16).
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    weights, experts = jax.lax.top_k(probabilities, n_used)
+    if normalize:
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights / jnp.maximum(total, jnp.float32(2.0**-14))
+    return weights * jnp.float32(scale), experts.astype(jnp.int32)
+
+
+def expert_ffn(
+    x: Float[Array, "T D"],
+    weights: Float[Array, "T A"],
+    experts: Int[Array, "T A"],
+    gate: Float[Array, "E F D"],
+    up: Float[Array, "E F D"],
+    down: Float[Array, "E D F"],
+    activation: str,
+) -> Float[Array, "T D"]:
+    """Sum over each token's chosen experts of `weight * down(activation(gate(x)) * up(x))`.
+
+    (Token, expert) pairs are sorted by expert and cut into blocks of rows that share one expert;
+    the number of blocks that hold anything is at most `pairs / rows + min(pairs, E)`, and the
+    others are skipped. Nothing is dropped, whatever the balance.
+    """
+    n_tokens, n_chosen = experts.shape
+    n_experts = gate.shape[0]
+    n_pairs = n_tokens * n_chosen
+    rows = 2
+    while rows < _MAX_BLOCK and rows * n_experts < n_pairs:
+        rows *= 2
+    max_blocks = n_pairs // rows + min(n_pairs, n_experts)
+
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    counts = jnp.bincount(flat, length=n_experts)
+    pair_starts = jnp.cumsum(counts) - counts
+    block_ends = jnp.cumsum(-(-counts // rows))
+    block_starts = block_ends - (-(-counts // rows))
+    sorted_experts = flat[order]
+    rank = jnp.arange(n_pairs) - pair_starts[sorted_experts]
+    slot_sorted = block_starts[sorted_experts] * rows + rank
+    slots = jnp.zeros(n_pairs, slot_sorted.dtype).at[order].set(slot_sorted)
+
+    grouped = jnp.zeros((max_blocks * rows, x.shape[1]), x.dtype)
+    grouped = grouped.at[slot_sorted].set(x[order // n_chosen])
+    block_ids = jnp.arange(max_blocks)
+    block_expert = jnp.searchsorted(block_ends, block_ids, side="right")
+    used = block_ids < block_ends[-1]
+
+    def compute(block, expert):
+        take = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)  # noqa: E731
+        hidden = gated(linear(block, take(gate)), linear(block, take(up)), activation)
+        return linear(hidden, take(down))
+
+    def step(_, inputs):
+        block, expert, is_used = inputs
+        return None, jax.lax.cond(is_used, compute, lambda b, e: jnp.zeros_like(b), block, expert)
+
+    blocks = grouped.reshape(max_blocks, rows, -1)
+    _, results = jax.lax.scan(step, None, (blocks, block_expert, used))
+    per_pair = results.reshape(max_blocks * rows, -1)[slots].reshape(n_tokens, n_chosen, -1)
+    # Added one by one, best expert first: a fixed order, whatever the number of tokens.
+    total = jnp.zeros(x.shape, jnp.float32)
+    for rank_ in range(n_chosen):
+        total += per_pair[:, rank_].astype(jnp.float32) * weights[:, rank_, None]
+    return total.astype(x.dtype)
