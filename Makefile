@@ -77,10 +77,11 @@ $(LOCKED): $(CREATED) requirements.lock
 	@$(PIP) install -r requirements.lock
 	@touch "$@"
 
+# PYTHONWARNINGS: setuptools describes at length what an editable installation is.
 $(INSTALLED): $(LOCKED) pyproject.toml
-	@$(PIP) install --no-deps --editable .
+	@PYTHONWARNINGS=ignore $(PIP) install --no-deps --editable .
 	@touch "$@"
 
 $(NEWEST): $(CREATED) pyproject.toml
-	@$(PIP) install --upgrade --editable ".[test]"
+	@PYTHONWARNINGS=ignore $(PIP) install --upgrade --editable ".[test]"
 	@touch "$@"
