@@ -147,9 +147,7 @@ def _block_count(raw: Array, format: Format, shape: tuple[int, ...]) -> int:
     return count
 
 
-def dequantize_numpy(
-    raw: np.ndarray, type: GGMLType | int, shape: tuple[int, ...]
-) -> np.ndarray:
+def dequantize_numpy(raw: np.ndarray, type: GGMLType | int, shape: tuple[int, ...]) -> np.ndarray:
     """Decodes a tensor with NumPy, bit for bit as ggml does.
 
     Args:

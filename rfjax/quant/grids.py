@@ -16,11 +16,11 @@ from rfjax.quant.bits import Array
 
 
 def _grid(membership: str, base: int, digits: int) -> np.ndarray:
-    """Points of a grid as words, 16 / digits bits to an element, first lowest: uint32 `[points]`.
+    """Points of a grid as words, first element in the lowest bits: uint32 `[points]`.
 
     Args:
         membership: one bit per lattice point (lowest bit of a byte first), zlib, base 85.
-        base: values of a digit.
+        base: values of a digit; it takes 2 bits of the word for 3 of them, 3 bits for 8.
         digits: elements of a point.
     """
     bits = np.frombuffer(zlib.decompress(base64.b85decode(membership)), np.uint8)
@@ -29,7 +29,7 @@ def _grid(membership: str, base: int, digits: int) -> np.ndarray:
     width = (base - 1).bit_length()
     for place in range(digits):
         words |= (number // np.uint32(base**place) % np.uint32(base)) << np.uint32(width * place)
-    words.flags.writeable = False
+    words.setflags(write=False)
     return words
 
 
