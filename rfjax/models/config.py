@@ -1,0 +1,76 @@
+"""What a model is, as frozen and hashable data: the static argument of every jitted function."""
+
+import dataclasses
+
+from rfjax.ops.mask import Mask
+from rfjax.ops.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A sparse mixture: `n_used` of `n_experts` feed-forward networks of width `ffn_dim`.
+
+    `normalize` divides the chosen experts' weights by their sum; `scale` multiplies them.
+    """
+
+    n_experts: int
+    n_used: int
+    ffn_dim: int
+    normalize: bool
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionTemperature:
+    """Queries grow with their position: times `1 + scale * ln(1 + floor(position / length))`."""
+
+    scale: float
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """One transformer layer.
+
+    `ffn_dim` is the dense network's width; with `experts` set there is no dense network.
+    `biases` names the projections that have a bias tensor.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    attention_scale: float
+    mask: Mask
+    rope: Rope
+    qk_norm: bool
+    activation: str
+    ffn_dim: int
+    experts: Experts | None
+    biases: frozenset[str]
+    temperature: AttentionTemperature | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything but the weights: sizes, mechanisms, and the dtype of the activations.
+
+    `tied_output`: the output projection is the embedding table. `output_bias`: it has a bias.
+    `rope_factors`: the file has `rope_freqs.weight`, which divides the rotation frequencies.
+    `dtype` is the activations' dtype by name; norms, softmax, logits and sums are f32 always.
+    """
+
+    architecture: str
+    vocab_size: int
+    d_model: int
+    context_length: int
+    norm_eps: float
+    layers: tuple[LayerConfig, ...]
+    tied_output: bool
+    output_bias: bool
+    rope_factors: bool
+    dtype: str = "float32"
+
+    @property
+    def kv_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(kv heads, head dim) of every layer, for the cache."""
+        return tuple((layer.n_kv_heads, layer.head_dim) for layer in self.layers)
