@@ -1,0 +1,77 @@
+"""BPE vocabularies with merges, run by the tokenizers library."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from rfjax.errors import ModelFormatError
+from rfjax.tokenizer.spm import SPACE
+from rfjax.tokenizer.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+_NEWLINES = re.compile("(\n+)")
+
+
+class BpeModel:
+    """Splits text into words and merges each by rank."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        import tokenizers
+        from tokenizers import models, pre_tokenizers
+
+        assert vocabulary.pre is not None
+        self._ids = vocabulary.ids
+        self._byte_level = vocabulary.pre.byte_level
+        model = models.BPE(
+            vocab=dict(vocabulary.ids),
+            merges=_merges(vocabulary),
+            ignore_merges=vocabulary.pre.ignore_merges,
+            byte_fallback=not self._byte_level,
+        )
+        steps: list = [
+            pre_tokenizers.Split(tokenizers.Regex(split.pattern), split.behavior)
+            for split in vocabulary.pre.splits
+        ]
+        if self._byte_level:
+            steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._tokenizer = tokenizers.Tokenizer(model)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenizes plain text."""
+        if self._byte_level:
+            return self._encode(text)
+        # A run of newlines may be a token that no merge makes.
+        ids: list[int] = []
+        for part in _NEWLINES.split(text.replace(" ", SPACE)):
+            if part.startswith("\n") and part in self._ids:
+                ids.append(self._ids[part])
+            elif part:
+                ids += self._encode(part)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    ids = vocabulary.ids
+    merges: list[tuple[str, str]] = []
+    dropped = 0
+    for merge in vocabulary.merges:
+        cut = merge.find(" ", 1)  # a merge may begin with a space
+        left, right = merge[:cut], merge[cut + 1 :]
+        if cut < 0 or not right:
+            raise ModelFormatError(
+                f"tokenizer.ggml.merges holds {merge!r}; expected two parts with a space between "
+                "them; convert the model again"
+            )
+        if left in ids and right in ids and left + right in ids:
+            merges.append((left, right))
+        else:
+            dropped += 1
+    if dropped:
+        logger.warning("%d of %d merges make no token; ignored", dropped, len(vocabulary.merges))
+    return merges

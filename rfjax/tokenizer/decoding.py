@@ -1,0 +1,134 @@
+"""Tokens back to bytes and text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+import numpy as np
+
+from rfjax.errors import RequestError
+from rfjax.tokenizer.spm import SPACE
+from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
+
+_VERBATIM = Attribute.CONTROL | Attribute.UNKNOWN | Attribute.USER_DEFINED
+_HIDDEN = Attribute.CONTROL | Attribute.UNKNOWN
+
+
+def _byte_alphabet() -> dict[int, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: byte for byte in printable} | {0x100 + i: byte for i, byte in enumerate(others)}
+
+
+class Pieces:
+    """The bytes that each token stands for."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._texts = vocabulary.texts
+        self._attributes = vocabulary.attributes
+        self._alphabet = None
+        if vocabulary.pre is not None and vocabulary.pre.byte_level:
+            self._alphabet = _byte_alphabet()
+
+    def is_hidden(self, id_: int) -> bool:
+        """Whether a token is control or unknown: shown only when asked for."""
+        return bool(self._attributes[id_] & _HIDDEN)
+
+    def is_special(self, id_: int) -> bool:
+        """Whether `Partition` matches the token, so that the text after it starts afresh."""
+        return bool(self._attributes[id_] & _VERBATIM)
+
+    def __getitem__(self, id_: int) -> bytes:
+        text = self._texts[id_]
+        attribute = self._attributes[id_]
+        if attribute & _VERBATIM:
+            return _to_bytes(text)
+        if attribute & Attribute.NORMAL:
+            if self._alphabet is None:
+                return _to_bytes(text.replace(SPACE, " "))
+            return self._spelled(text, self._alphabet)
+        if attribute & Attribute.BYTE:
+            return bytes([int(text[3:5], 16)])
+        return b""  # unused and undefined tokens stand for nothing
+
+    @staticmethod
+    def _spelled(text: str, alphabet: dict[int, int]) -> bytes:
+        try:
+            return bytes([alphabet[ord(char)] for char in text])
+        except KeyError:  # not in the byte alphabet: a token added as plain text
+            return _to_bytes(text)
+
+
+def _to_bytes(text: str) -> bytes:
+    """The file's own bytes, also where they are not UTF-8 and were read as lone surrogates."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+class StreamDecoder:
+    """Decodes tokens as they come, never emitting a part of a character.
+
+    The concatenation of everything that `push` and `flush` return is exactly what
+    `Tokenizer.decode` returns for all ids at once. Bytes that are not UTF-8 become U+FFFD.
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        vocab_size: int,
+        *,
+        skip_special_tokens: bool,
+        drop_prefix: bool,
+        at_start: bool,
+    ):
+        self._pieces = pieces
+        self._vocab_size = vocab_size
+        self._skip = skip_special_tokens
+        self._drop_prefix = drop_prefix
+        self._at_start = at_start
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: int | Iterable[int]) -> str:
+        """Decodes further tokens.
+
+        Args:
+          ids: One token or several.
+
+        Returns:
+          The characters completed so far; possibly empty.
+
+        Raises:
+          RequestError: An id is outside the vocabulary.
+        """
+        if isinstance(ids, int | np.integer):
+            ids = (int(ids),)
+        return self._utf8.decode(b"".join(map(self._bytes, checked(ids, self._vocab_size))))
+
+    def flush(self) -> str:
+        """Ends the text: an unfinished character becomes U+FFFD."""
+        return self._utf8.decode(b"", final=True)
+
+    def _bytes(self, id_: int) -> bytes:
+        if self._pieces.is_special(id_):
+            self._at_start = True
+            return b"" if self._skip and self._pieces.is_hidden(id_) else self._pieces[id_]
+        piece = self._pieces[id_]
+        if self._drop_prefix and self._at_start:
+            piece = piece.removeprefix(b" ")
+        self._at_start = False
+        return piece
+
+
+def checked(ids: Iterable[int], vocab_size: int) -> Iterable[int]:
+    """Yields ids as Python integers.
+
+    Raises:
+      RequestError: An id is not an integer in `[0, vocab_size)`.
+    """
+    for id_ in ids:
+        if isinstance(id_, bool) or not isinstance(id_, int | np.integer):
+            raise RequestError(f"token ids are integers; got {id_!r} ({type(id_).__name__})")
+        if not 0 <= id_ < vocab_size:
+            raise RequestError(f"token id {id_} is outside the vocabulary of {vocab_size} tokens")
+        yield int(id_)
