@@ -7,10 +7,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 
-# An interpreter that is new enough; `python3` first, because it is the one the user chose.
+# An interpreter that is new enough: the environment's own where there is one, then `python3`,
+# because that is the one the user chose.
 NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell for p in "$(PY)" python3 python python3.14 python3.13 python3.12 python3.11; do \
   "$$p" -c "$(NEW_ENOUGH)" >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 endif
 VERSION := $(shell "$(PYTHON)" -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
