@@ -6,10 +6,10 @@ import struct
 
 from rfjax.errors import ModelFormatError
 
-MAX_HEADER_BYTES = 2**27
+MAX_HEADER_BYTES = 2**26
 """Most bytes that metadata and tensor table may take together.
 
-The largest known vocabularies (260k tokens with their merges) need about 30 MB. The limit bounds
+The largest known vocabularies (260k tokens with their merges) need about 20 MB. The limit bounds
 the time and memory that a hostile file can cost: everything kept is at most a small multiple of it.
 """
 

@@ -139,9 +139,7 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
     return sources
 
 
-def _find(
-    gguf: GGUFFile, name: str, leaf: ParamSpec
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _find(gguf: GGUFFile, name: str, leaf: ParamSpec) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the tensors that make up a leaf (none if missing), and the shape each must have."""
     if name in gguf.tensors:
         return (name,), leaf.shape
@@ -187,9 +185,7 @@ def _decode(
 
 
 def _decode_on_device(raw: jax.Array, type: Any, shape: tuple[int, ...], target: jnp.dtype):
-    decode = jax.jit(
-        lambda r: dequantize(r, type, shape).astype(target), donate_argnums=(0,)
-    )
+    decode = jax.jit(lambda r: dequantize(r, type, shape).astype(target), donate_argnums=(0,))
     return decode(raw)
 
 

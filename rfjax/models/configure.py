@@ -128,9 +128,7 @@ class _Reader:
     def rope(self, head_dim: int) -> Rope:
         dimension = self.size("rope.dimension_count", default=head_dim)
         if dimension > head_dim or dimension % 2:
-            self.refuse(
-                "rope.dimension_count", str(dimension), f"an even number up to {head_dim}"
-            )
+            self.refuse("rope.dimension_count", str(dimension), f"an even number up to {head_dim}")
         base = self.number("rope.freq_base", default=10000.0)
         if not base > 0:
             self.refuse("rope.freq_base", repr(base), "a positive number")
@@ -162,9 +160,7 @@ class _Reader:
                 log_multiplier=self.number("rope.scaling.yarn_log_multiplier", default=0.0),
             )
         if kind == "none" or factor == 1.0:
-            return Rope(
-                self.spec.pairing, dimension, base, attention_factor=attention_factor
-            )
+            return Rope(self.spec.pairing, dimension, base, attention_factor=attention_factor)
         return Rope(
             self.spec.pairing, dimension, base, "linear", factor, attention_factor=attention_factor
         )

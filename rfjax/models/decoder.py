@@ -67,7 +67,9 @@ def hidden_states(
             )
             x = x + attended
             with jax.named_scope("ffn"):
-                x = x + _ffn_block(block, rms_norm(x, block.ffn_norm.weight, config.norm_eps), layer)
+                x = x + _ffn_block(
+                    block, rms_norm(x, block.ffn_norm.weight, config.norm_eps), layer
+                )
             layers.append(written)
 
     with jax.named_scope("output_norm"):
@@ -161,9 +163,7 @@ def _ffn_block(block: Block, h: Float[Array, "T D"], layer: LayerConfig) -> Floa
             normalize=layer.experts.normalize,
             scale=layer.experts.scale,
         )
-        return expert_ffn(
-            h, weights, chosen, gate.weight, up.weight, down.weight, layer.activation
-        )
+        return expert_ffn(h, weights, chosen, gate.weight, up.weight, down.weight, layer.activation)
     gate, up, down = block.ffn_gate, block.ffn_up, block.ffn_down
     assert gate is not None and up is not None and down is not None
     hidden = gated(

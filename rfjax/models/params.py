@@ -106,9 +106,7 @@ def param_spec(config: ModelConfig) -> Params:
 def named_leaves(tree: Params) -> dict[str, Leaf]:
     """Every leaf by its GGUF tensor name, in the order of the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _linear(

@@ -6,7 +6,7 @@ import logging
 import re
 
 from rfjax.errors import ModelFormatError
-from rfjax.tokenizer.spm import SPACE
+from rfjax.tokenizer.alphabet import BYTE_ALPHABET, SPACE
 from rfjax.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,17 @@ class BpeModel:
 
         assert vocabulary.pre is not None
         self._ids = vocabulary.ids
+        self._size = len(vocabulary.texts)
         self._byte_level = vocabulary.pre.byte_level
+        known = dict(vocabulary.ids)
+        if self._byte_level:
+            # A vocabulary may lack some bytes. They leave no token, but they do keep their
+            # neighbours apart, so they need ids of their own until the merges are done.
+            missing = sorted(set(map(chr, BYTE_ALPHABET)) - known.keys())
+            known |= {char: self._size + i for i, char in enumerate(missing)}
+        self._complete = len(known) == self._size
         model = models.BPE(
-            vocab=dict(vocabulary.ids),
+            vocab=known,
             merges=_merges(vocabulary),
             ignore_merges=vocabulary.pre.ignore_merges,
             byte_fallback=not self._byte_level,
@@ -53,7 +61,8 @@ class BpeModel:
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if self._complete else [id_ for id_ in ids if id_ < self._size]
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:

@@ -8,18 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from rfjax.errors import RequestError
-from rfjax.tokenizer.spm import SPACE
+from rfjax.tokenizer.alphabet import BYTE_ALPHABET, SPACE
 from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
 
 _VERBATIM = Attribute.CONTROL | Attribute.UNKNOWN | Attribute.USER_DEFINED
 _HIDDEN = Attribute.CONTROL | Attribute.UNKNOWN
-
-
-def _byte_alphabet() -> dict[int, int]:
-    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {byte: byte for byte in printable} | {0x100 + i: byte for i, byte in enumerate(others)}
 
 
 class Pieces:
@@ -28,9 +21,7 @@ class Pieces:
     def __init__(self, vocabulary: Vocabulary):
         self._texts = vocabulary.texts
         self._attributes = vocabulary.attributes
-        self._alphabet = None
-        if vocabulary.pre is not None and vocabulary.pre.byte_level:
-            self._alphabet = _byte_alphabet()
+        self._byte_level = vocabulary.pre is not None and vocabulary.pre.byte_level
 
     def is_hidden(self, id_: int) -> bool:
         """Whether a token is control or unknown: shown only when asked for."""
@@ -46,19 +37,17 @@ class Pieces:
         if attribute & _VERBATIM:
             return _to_bytes(text)
         if attribute & Attribute.NORMAL:
-            if self._alphabet is None:
-                return _to_bytes(text.replace(SPACE, " "))
-            return self._spelled(text, self._alphabet)
+            return _spelled(text) if self._byte_level else _to_bytes(text.replace(SPACE, " "))
         if attribute & Attribute.BYTE:
             return bytes([int(text[3:5], 16)])
         return b""  # unused and undefined tokens stand for nothing
 
-    @staticmethod
-    def _spelled(text: str, alphabet: dict[int, int]) -> bytes:
-        try:
-            return bytes([alphabet[ord(char)] for char in text])
-        except KeyError:  # not in the byte alphabet: a token added as plain text
-            return _to_bytes(text)
+
+def _spelled(text: str) -> bytes:
+    try:
+        return bytes([BYTE_ALPHABET[ord(char)] for char in text])
+    except KeyError:  # not in the byte alphabet: a token added as plain text
+        return _to_bytes(text)
 
 
 def _to_bytes(text: str) -> bytes:

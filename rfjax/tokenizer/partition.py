@@ -42,9 +42,7 @@ class Partition:
             )
             for i in np.flatnonzero(vocabulary.attributes & special)
         ]
-        tokens.sort(
-            key=lambda token: len(token.text.encode("utf-8", "surrogatepass")), reverse=True
-        )
+        tokens.sort(key=lambda token: -len(token.text.encode("utf-8", "surrogateescape")))
         self._all = _by_prefix(tokens)
         self._visible = _by_prefix([token for token in tokens if not token.hidden])
         self._rank = {token.id: rank for rank, token in enumerate(tokens)}

@@ -212,7 +212,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         _splits(
             r"[\r\n]",
             rf"\s?[{_CASED_LETTERS}]+",
-            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
             r"\s+\z",
             _CHINESE_KOREAN_RUN,
             r"\p{N}+",

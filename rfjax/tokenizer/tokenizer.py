@@ -12,7 +12,8 @@ from rfjax.tokenizer.bpe import BpeModel
 from rfjax.tokenizer.chat import ChatTemplates, read_templates
 from rfjax.tokenizer.decoding import Pieces, StreamDecoder, checked
 from rfjax.tokenizer.partition import Partition
-from rfjax.tokenizer.spm import SpmModel, UgmModel
+from rfjax.tokenizer.spm import SpmModel
+from rfjax.tokenizer.ugm import UgmModel
 from rfjax.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from rfjax.tokenizer.wpm import WpmModel
 

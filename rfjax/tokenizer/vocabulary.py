@@ -396,7 +396,8 @@ def _stripping(
         return frozenset(), frozenset(right)
     elif "modern-bert" in name:
         mask = "[MASK]"
-    return frozenset({ids[mask]} if mask in ids else ()), frozenset()
+    left = {ids[mask]} if mask is not None and mask in ids else set()
+    return frozenset(left), frozenset()
 
 
 def _check_policy(vocabulary: Vocabulary) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from rfjax.tokenizer.spm import SPACE
+from rfjax.tokenizer.alphabet import SPACE
 from rfjax.tokenizer.vocabulary import Vocabulary
 
 _LONG_WORD = 200  # characters; the library's greedy match is quadratic in a word's length

@@ -1,0 +1,35 @@
+"""Sizes of the engine."""
+
+import dataclasses
+
+from rfjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How much is computed at a time.
+
+    Attributes:
+        max_batch_size: most sequences decoded together.
+        max_context: most tokens of a sequence, prompt and output; None takes the model's.
+        prefill_chunk: most prompt tokens of a sequence computed in one step; a power of two.
+        burst: decode steps between two looks of the host, which streams and retires.
+    """
+
+    max_batch_size: int = 32
+    max_context: int | None = None
+    prefill_chunk: int = 512
+    burst: int = 32
+
+    def __post_init__(self):
+        for name in ("max_batch_size", "prefill_chunk", "burst"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
+        chunk = self.prefill_chunk
+        if chunk & (chunk - 1) or chunk < 16:
+            raise ConfigError(f"prefill_chunk: got {chunk}, expected a power of two from 16 up")
+        if self.max_context is not None and self.max_context < 2:
+            raise ConfigError(
+                f"max_context: got {self.max_context}, expected at least 2 tokens, or None"
+            )

@@ -1,0 +1,222 @@
+"""Perplexity as llama-perplexity counts it.
+
+The text is tokenized once and cut into disjoint chunks of `n_ctx` tokens; each is scored from an
+empty context, its first token replaced by BOS where the vocabulary adds one, and only tokens in
+the second half of a chunk count (positions `n_ctx/2 + 1` to `n_ctx - 1`).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfjax.errors import RequestError
+from rfjax.io.load import Model
+from rfjax.models.attention_inputs import whole_rows
+from rfjax.models.config import ModelConfig
+from rfjax.models.decoder import hidden_states, output_projection
+from rfjax.models.params import Params
+from rfjax.ops.likelihood import token_nll
+from rfjax.typing import Array, Float, Int
+
+_TOKENS_PER_BATCH = 2048
+"""Tokens scored in one step when the caller names no batch size (llama-perplexity's default)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PerplexityResult:
+    """An estimate of perplexity and how it came about.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood, per token.
+        stderr: its standard error, by propagation from the mean's.
+        mean_nll: in nats.
+        n_tokens: tokens that were scored.
+        n_chunks: chunks that were scored.
+        n_ctx: tokens of a chunk.
+        running: the estimate after each chunk.
+    """
+
+    perplexity: float
+    stderr: float
+    mean_nll: float
+    n_tokens: int
+    n_chunks: int
+    n_ctx: int
+    running: tuple[float, ...]
+
+
+class RunningPerplexity:
+    """Sums of negative log-likelihoods and of their squares, in f64."""
+
+    def __init__(self):
+        self.count = 0
+        self._sum = 0.0
+        self._sum_squares = 0.0
+
+    def add(self, nll: np.ndarray) -> None:
+        """Count the f32 values of some tokens."""
+        wide = nll.astype(np.float64)
+        self.count += wide.size
+        self._sum += float(wide.sum())
+        self._sum_squares += float((wide * wide).sum())
+
+    @property
+    def mean_nll(self) -> float:
+        """Nats per token."""
+        return self._sum / self.count
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(mean_nll)`, infinite where it overflows."""
+        try:
+            return math.exp(self.mean_nll)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def stderr(self) -> float:
+        """`perplexity * sqrt(variance / (count - 1))`; 0 for a single token."""
+        if self.count < 2:
+            return 0.0
+        variance = self._sum_squares / self.count - self.mean_nll**2
+        return self.perplexity * math.sqrt(max(0.0, variance) / (self.count - 1))
+
+
+def score(
+    params: Params, tokens: Int[Array, "B L"], *, first: int, config: ModelConfig
+) -> Float[Array, "B scored"]:
+    """Negative log-likelihoods, in nats, of the tokens at `first + 1 .. L - 1` of every row.
+
+    Rows are whole sequences from an empty context. Pure: `[B, L - 1 - first]`, f32; logits are
+    never held for more than a few rows at a time.
+    """
+    batch, length = tokens.shape
+    inputs = whole_rows(jnp.full((batch,), length, jnp.int32), length)
+    hidden, _ = hidden_states(params, tokens.reshape(-1), inputs, None, config=config)
+    hidden = hidden.reshape(batch, length, -1)[:, first : length - 1]
+    output = output_projection(params)
+    nll = token_nll(
+        hidden.reshape(-1, hidden.shape[-1]),
+        output.weight,
+        output.bias,
+        tokens[:, first + 1 :].reshape(-1),
+    )
+    return nll.reshape(batch, length - 1 - first)
+
+
+@functools.cache
+def _jitted_score():
+    return jax.jit(score, static_argnames=("first", "config"))
+
+
+def chunk_tokens(
+    token_ids: Sequence[int], n_ctx: int, chunks: int | None, bos_id: int | None
+) -> np.ndarray:
+    """Disjoint chunks, int32 `[n_chunks, n_ctx]`, the first token of each replaced by `bos_id`.
+
+    Raises:
+        RequestError: fewer than `2 * n_ctx` tokens, or a context or number of chunks that makes
+            no sense.
+    """
+    if n_ctx < 4:
+        raise RequestError(f"n_ctx: got {n_ctx}, expected at least 4 tokens")
+    if chunks is not None and chunks < 1:
+        raise RequestError(f"chunks: got {chunks}, expected at least 1, or None for all")
+    if len(token_ids) < 2 * n_ctx:
+        raise RequestError(
+            f"the text has {len(token_ids)} tokens, and a context of {n_ctx} needs at least "
+            f"{2 * n_ctx}: give a longer text or a smaller n_ctx"
+        )
+    n_chunks = len(token_ids) // n_ctx
+    if chunks is not None:
+        n_chunks = min(n_chunks, chunks)
+    rows = np.asarray(token_ids[: n_chunks * n_ctx], np.int32).reshape(n_chunks, n_ctx)
+    if bos_id is not None:
+        rows[:, 0] = bos_id
+    return rows
+
+
+def perplexity(
+    model: Model,
+    text: str | Sequence[int],
+    *,
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    batch_size: int | None = None,
+    on_chunk: Callable[[int, int, float], None] | None = None,
+) -> PerplexityResult:
+    """Perplexity of a text, in llama-perplexity's default mode.
+
+    Args:
+        text: a text, or its token ids (BOS included if the model wants one).
+        n_ctx: tokens of a chunk.
+        chunks: score only that many; None scores all. A tail shorter than a chunk is dropped.
+        batch_size: chunks scored at a time; the result does not depend on it beyond rounding.
+        on_chunk: called with (chunk number from 1, number of chunks, running estimate).
+
+    Raises:
+        RequestError: text too short for the context, context longer than the model's, or ids
+            outside the vocabulary.
+    """
+    config = model.config
+    if n_ctx > config.context_length:
+        raise RequestError(
+            f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise RequestError(f"batch_size: got {batch_size}, expected at least 1")
+    token_ids, bos_id = _tokenize(model, text)
+    rows = chunk_tokens(token_ids, n_ctx, chunks, bos_id)
+    if rows.min() < 0 or rows.max() >= config.vocab_size:
+        raise RequestError(
+            f"token ids from {rows.min()} to {rows.max()}: expected 0 to {config.vocab_size - 1}"
+        )
+    sums, running = RunningPerplexity(), []
+    for nll in _score_rows(model, rows, batch_size or max(1, _TOKENS_PER_BATCH // n_ctx)):
+        sums.add(nll)
+        running.append(sums.perplexity)
+        if on_chunk is not None:
+            on_chunk(len(running), len(rows), running[-1])
+    return PerplexityResult(
+        perplexity=sums.perplexity,
+        stderr=sums.stderr,
+        mean_nll=sums.mean_nll,
+        n_tokens=sums.count,
+        n_chunks=len(rows),
+        n_ctx=n_ctx,
+        running=tuple(running),
+    )
+
+
+def _tokenize(model: Model, text: str | Sequence[int]) -> tuple[Sequence[int], int | None]:
+    """Token ids, and the BOS that starts every chunk where the vocabulary adds one."""
+    tokenizer = model.tokenizer
+    bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
+    if not isinstance(text, str):
+        return list(text), bos_id
+    if tokenizer is None:
+        raise RequestError(f"{model.path} has no tokenizer: give token ids instead of text")
+    return tokenizer.encode(text), bos_id
+
+
+def _score_rows(model: Model, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Per-token values of each row; the next batch is dispatched before the last is read."""
+    batch_size = min(batch_size, len(rows))
+    first = rows.shape[1] // 2
+    pending: tuple[Array, int] | None = None
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        real = len(batch)
+        # One compiled shape: the last batch is filled up with copies of its last row.
+        batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - real, axis=0)])
+        nll = _jitted_score()(model.params, jnp.asarray(batch), first=first, config=model.config)
+        if pending is not None:
+            yield from np.asarray(pending[0])[: pending[1]]
+        pending = nll, real
+    assert pending is not None
+    yield from np.asarray(pending[0])[: pending[1]]
