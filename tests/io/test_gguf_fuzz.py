@@ -76,7 +76,7 @@ def read_everything(path) -> None:
             raw = model.raw(name)
             assert raw.size == info.nbytes
             raw.tobytes()
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
 
 
 @settings(

@@ -91,7 +91,7 @@ def test_false_counts_are_refused_at_once(tmp_path, field, count):
     parts = {"n_pairs": "metadata pairs", "n_tensors": "tensors"}
     start = time.perf_counter()
     message = refusal(tmp_path, assemble([pair("a", 1)], [], bytes(40), **{field: count}))
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 1
     assert f"{count} {parts[field]}" in message
 
 

@@ -129,7 +129,7 @@ def test_false_array_length_costs_nothing(tmp_path, element_type, length):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert "metadata key 'k'" in message
-    assert seconds < 0.1
+    assert seconds < 1
     assert peak < 200_000
 
 
