@@ -2,3 +2,13 @@
 
 One bare name a line, with the reason. Read by vulture only (`paths` in pyproject.toml).
 """
+
+DataclassInstance  # named in a quoted bound
+__getattr__  # the import system calls these two of a module
+__dir__
+byte_fallback  # fields of sentencepiece's ModelProto
+escape_whitespaces
+model_type
+precompiled_charsmap
+intercepted_binops  # jinja2 reads these of a sandbox and of an extension
+tags

@@ -17,6 +17,7 @@ LAYERS = (
     ("rfjax.cli",),
     ("rfjax",),  # the facade, rfjax/__init__.py alone
     ("rfjax.server", "rfjax.bench"),
+    ("rfjax.llm",),
     ("rfjax.evals",),
     ("rfjax.engine",),
     ("rfjax.io",),
