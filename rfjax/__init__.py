@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "LLM",
+    "EngineConfig",
+    "Model",
+    "PerplexityResult",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamOutput",
+    "forward",
+    "load",
+]
+
 _EXPORTS = {
     "EngineConfig": "rfjax.engine.config",
     "LLM": "rfjax.llm",
@@ -30,8 +42,6 @@ _EXPORTS = {
     "forward": "rfjax.models.decoder",
     "load": "rfjax.io.load",
 }
-
-__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str):

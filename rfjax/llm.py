@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -137,7 +138,7 @@ class LLM:
         self,
         messages: Sequence[dict],
         sampling_params: SamplingParams | None = None,
-        **template_arguments: object,
+        **template_arguments: Any,
     ) -> Iterator[StreamOutput]:
         """Answer a conversation, streamed, through the file's own chat template.
 
@@ -221,8 +222,8 @@ def _finish_reason(ids: list[int], request: Request):
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    listed = list(prompts)
-    if listed and all(not isinstance(p, str) and not hasattr(p, "__len__") for p in listed):
+    listed: list[Any] = list(prompts)
+    if listed and not any(hasattr(p, "__len__") for p in listed):
         return [listed]  # one prompt of token ids
     return listed
 

@@ -1,7 +1,6 @@
 """Runs batches of requests on the device: builds the state, prefills, decodes in bursts."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,33 +91,29 @@ class Runner:
             limits[row] = request.limit
             stop_ids[row, : len(request.stop_ids)] = request.stop_ids
             seen[row, list(request.token_ids)] = True
-        finished = np.arange(batch) >= len(requests)
 
-        def column(get, dtype):
+        def column(get: Callable[[Request], float], dtype: type) -> jax.Array:
             values = [get(request) for request in requests]
-            return np.asarray(values + [get(requests[-1])] * (batch - len(values)), dtype)
+            return jnp.array(values + values[-1:] * (batch - len(values)), dtype)
 
-        sampling = SamplingState(
-            temperature=column(lambda r: r.params.temperature, np.float32),
-            top_k=column(lambda r: max(0, r.params.top_k), np.int32),
-            top_p=column(lambda r: r.params.top_p, np.float32),
-            min_p=column(lambda r: r.params.min_p, np.float32),
-            repetition_penalty=column(lambda r: r.params.repetition_penalty, np.float32),
-            seed=column(lambda r: r.seed, np.uint32),
-            seen=seen,
+        return DecodeState(
+            cache=init_cache(config.kv_shapes, batch, capacity, dtype),
+            tokens=jnp.array(tokens),
+            logprobs=jnp.zeros((batch, capacity), jnp.float32),
+            lengths=jnp.array(lengths),
+            limits=jnp.array(limits),
+            stop_ids=jnp.array(stop_ids),
+            finished=jnp.arange(batch) >= len(requests),
+            sampling=SamplingState(
+                temperature=column(lambda r: r.params.temperature, np.float32),
+                top_k=column(lambda r: max(0, r.params.top_k), np.int32),
+                top_p=column(lambda r: r.params.top_p, np.float32),
+                min_p=column(lambda r: r.params.min_p, np.float32),
+                repetition_penalty=column(lambda r: r.params.repetition_penalty, np.float32),
+                seed=column(lambda r: r.seed, np.uint32),
+                seen=jnp.array(seen),
+            ),
         )
-        host = DecodeState(
-            cache=None,
-            tokens=tokens,
-            logprobs=np.zeros((batch, capacity), np.float32),
-            lengths=lengths,
-            limits=limits,
-            stop_ids=stop_ids,
-            finished=finished,
-            sampling=sampling,
-        )
-        placed = jax.tree.map(functools.partial(jnp.array, copy=True), host)
-        return placed.replace(cache=init_cache(config.kv_shapes, batch, capacity, dtype))
 
     def _check_room(self, needed: int, batch: int, capacity: int) -> None:
         free = free_bytes(jax.devices()[0])

@@ -1,5 +1,7 @@
 """The device-resident state of a batch, and the two pure functions that advance it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -53,7 +55,7 @@ def prefill(
     tokens = jnp.where(real, tokens, 0).reshape(-1)
     _, cache = hidden_states(params, tokens, inputs, state.cache, config=config)
     assert cache is not None
-    return state.replace(cache=cache)
+    return dataclasses.replace(state, cache=cache)
 
 
 def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> DecodeState:
@@ -74,10 +76,11 @@ def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> D
     slot = jnp.where(state.finished, state.tokens.shape[1], state.lengths)
     lengths = state.lengths + ~state.finished
     stopped = jnp.any(chosen[:, None] == state.stop_ids, axis=1) | (lengths >= state.limits)
-    sampling = state.sampling.replace(
-        seen=state.sampling.seen.at[batch, chosen].max(~state.finished)
+    sampling = dataclasses.replace(
+        state.sampling, seen=state.sampling.seen.at[batch, chosen].max(~state.finished)
     )
-    return state.replace(
+    return dataclasses.replace(
+        state,
         cache=cache,
         tokens=state.tokens.at[batch, slot].set(chosen, mode="drop"),
         logprobs=state.logprobs.at[batch, slot].set(logprobs, mode="drop"),

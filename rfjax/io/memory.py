@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from rfjax.models.params import Params, named_leaves
 from rfjax.sharding import leaf_sharding
 
 
-def free_bytes(device: jax.Device) -> int | None:
-    """Bytes that can still be allocated on a device, or None where nobody can say.
+def free_bytes(device: Any) -> int | None:
+    """Bytes that can still be allocated on a `jax.Device`, or None where nobody can say.
 
     Accelerators report their allocator's limit; for the CPU it is the host's available memory.
     """

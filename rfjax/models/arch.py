@@ -38,7 +38,7 @@ class ArchSpec:
     rope_factors: bool = False
     output_bias: bool = False
     attention_temperature: bool = False
-    mask: Mask = Mask("causal")
+    mask: Mask = dataclasses.field(default_factory=Mask)
     activation: str = "silu"
 
 

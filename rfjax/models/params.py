@@ -139,18 +139,20 @@ def _block(config: ModelConfig, layer: LayerConfig) -> Block:
         ffn_norm=_norm(width, "embed"),
     )
     if layer.qk_norm:
-        block = block.replace(
-            attn_q_norm=_norm(layer.head_dim, None), attn_k_norm=_norm(layer.head_dim, None)
+        block = dataclasses.replace(
+            block, attn_q_norm=_norm(layer.head_dim, None), attn_k_norm=_norm(layer.head_dim, None)
         )
     if layer.experts is None:
         ffn = layer.ffn_dim
-        return block.replace(
+        return dataclasses.replace(
+            block,
             ffn_gate=biased("ffn_gate", (ffn, width), ("mlp", "embed")),
             ffn_up=biased("ffn_up", (ffn, width), ("mlp", "embed")),
             ffn_down=biased("ffn_down", (width, ffn), ("embed", "mlp")),
         )
     experts, ffn = layer.experts.n_experts, layer.experts.ffn_dim
-    return block.replace(
+    return dataclasses.replace(
+        block,
         ffn_gate_inp=Linear(ParamSpec((experts, width), (None, "embed"), wide=True)),
         ffn_gate_exps=_linear((experts, ffn, width), ("expert", "mlp", "embed")),
         ffn_up_exps=_linear((experts, ffn, width), ("expert", "mlp", "embed")),
