@@ -1,4 +1,4 @@
-"""Shared fixtures: eight simulated CPU devices, strict JAX semantics, the conformance folder."""
+"""Shared fixtures: eight simulated CPU devices, strict JAX semantics, model files."""
 
 import os
 import pathlib
@@ -11,6 +11,7 @@ if "xla_force_host_platform_device_count" not in _flags:
 
 import jax
 import pytest
+from support.tiny_model import tiny_llama
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,3 +25,9 @@ def conformance() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"conformance data not found at {folder}; set RFJAX_CONFORMANCE to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A llama model with random weights and a vocabulary of bytes, letters and a few pairs."""
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
