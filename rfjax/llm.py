@@ -126,13 +126,14 @@ class LLM:
         for progress in self._runner.run([request]):
             length = int(progress.lengths[0])
             ids = progress.tokens[0, sent:length].tolist()
+            logprobs = progress.logprobs[0, sent:length].tolist()
             sent = length
             reason = _finish_reason(ids, request) if progress.finished[0] else None
             shown = ids[:-1] if reason == "stop" else ids
             text = "" if decoder is None else decoder.push(shown)
             if reason is not None and decoder is not None:
                 text += decoder.flush()
-            yield StreamOutput(text=text, token_ids=ids, finish_reason=reason)
+            yield StreamOutput(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason)
 
     def chat(
         self,

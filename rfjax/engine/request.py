@@ -49,10 +49,14 @@ class RequestOutput:
 
 @dataclasses.dataclass(frozen=True)
 class StreamOutput:
-    """A piece of a running generation; the last one has a finish reason."""
+    """A piece of a running generation; the last one has a finish reason.
+
+    Fields as in `RequestOutput`, of the tokens that are new since the piece before.
+    """
 
     text: str
     token_ids: list[int]
+    logprobs: list[float]
     finish_reason: FinishReason | None
 
 

@@ -47,7 +47,8 @@ class Runner:
     def run(self, requests: Sequence[Request]) -> Iterator[Progress]:
         """Generate for up to `max_batch_size` requests, one `Progress` after each burst.
 
-        The last one has every request finished.
+        The first burst is a single step, so that the first token shows without delay; the last
+        `Progress` has every request finished.
 
         Raises:
             CapacityError: the cache would not fit in the device's free memory.
@@ -59,14 +60,14 @@ class Runner:
             state = self._prefill(
                 self._params, state, np.int32(start), length=length, config=self._config
             )
+        n_steps = 1
         while True:
-            state = self._decode(
-                self._params, state, np.int32(self._engine.burst), config=self._config
-            )
+            state = self._decode(self._params, state, np.int32(n_steps), config=self._config)
             progress = Progress(state)
             yield progress
             if progress.finished.all():
                 return
+            n_steps = self._engine.burst
 
     def _start(self, requests: Sequence[Request]) -> DecodeState:
         """The state before prefill; batch, capacity and stop list rounded up to their buckets."""
