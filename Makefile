@@ -55,7 +55,7 @@ format: $(INSTALLED) ## format the code and apply ruff's safe fixes
 
 lock: $(CREATED) ## resolve requirements.lock anew (needs a package index)
 	$(PIP) install uv
-	"$(PY)" -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	"$(PY)" -m uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 \
 	  --extra test --extra lint --custom-compile-command "make lock" \
 	  --output-file requirements.lock pyproject.toml
 
