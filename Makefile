@@ -19,7 +19,7 @@ CREATED := $(VENV)/created-$(VERSION).stamp
 LOCKED := $(VENV)/locked-$(VERSION).stamp
 INSTALLED := $(VENV)/installed-$(VERSION).stamp
 NEWEST := $(VENV)/newest-$(VERSION).stamp
-PIP := "$(PY)" -m pip --disable-pip-version-check --quiet
+PIP := "$(PY)" -m pip --disable-pip-version-check --quiet --quiet
 
 # Files stay on one worker, so that what a file compiles is compiled once.
 PYTEST := "$(PY)" -m pytest -n logical --maxprocesses 8 --dist loadfile
@@ -71,7 +71,7 @@ $(CREATED):
 	@echo "Setting up $(VENV) with Python $(VERSION); the first time takes a minute or two."
 	@if "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv --clear "$(VENV)"; else \
 	  "$(PYTHON)" -m venv --clear --without-pip "$(VENV)" && \
-	  "$(PYTHON)" -m pip --quiet --python "$(PY)" install pip; fi
+	  "$(PYTHON)" -m pip --quiet --quiet --python "$(PY)" install pip; fi
 	@touch "$@"
 
 $(LOCKED): $(CREATED) requirements.lock
