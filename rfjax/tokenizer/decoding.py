@@ -11,8 +11,11 @@ from rfjax.errors import RequestError
 from rfjax.tokenizer.alphabet import BYTE_ALPHABET, SPACE
 from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
 
-_VERBATIM = Attribute.CONTROL | Attribute.UNKNOWN | Attribute.USER_DEFINED
-_HIDDEN = Attribute.CONTROL | Attribute.UNKNOWN
+# Plain integers: these are tested for every token, and operations on flags are slow.
+_VERBATIM = int(Attribute.CONTROL | Attribute.UNKNOWN | Attribute.USER_DEFINED)
+_HIDDEN = int(Attribute.CONTROL | Attribute.UNKNOWN)
+_NORMAL = int(Attribute.NORMAL)
+_BYTE = int(Attribute.BYTE)
 
 
 class Pieces:
@@ -20,7 +23,7 @@ class Pieces:
 
     def __init__(self, vocabulary: Vocabulary):
         self._texts = vocabulary.texts
-        self._attributes = vocabulary.attributes
+        self._attributes = vocabulary.attributes.tobytes()  # one byte a token
         self._byte_level = vocabulary.pre is not None and vocabulary.pre.byte_level
 
     def is_hidden(self, id_: int) -> bool:
@@ -36,9 +39,9 @@ class Pieces:
         attribute = self._attributes[id_]
         if attribute & _VERBATIM:
             return _to_bytes(text)
-        if attribute & Attribute.NORMAL:
+        if attribute & _NORMAL:
             return _spelled(text) if self._byte_level else _to_bytes(text.replace(SPACE, " "))
-        if attribute & Attribute.BYTE:
+        if attribute & _BYTE:
             return bytes([int(text[3:5], 16)])
         return b""  # unused and undefined tokens stand for nothing
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import types
+from collections.abc import Mapping
 from typing import Literal
 
 from rfjax.errors import UnsupportedError
@@ -67,7 +69,8 @@ _HAN = (
 )
 _ASCII_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _CJK_RUN = "[一-龥\u3040-ゟ゠-ヿ]+"
-_CHINESE_KOREAN_RUN = "[一-龥ࠀ-一가-\ud7ff]+"
+# The middle range spans the spaces of U+2000 and U+3000, which llama.cpp does not count in.
+_CHINESE_KOREAN_RUN = r"[一-龥ࠀ-一가-\x{D7FF}&&[^\s]]+"
 _CASED_LETTERS = (
     r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}"
     r"\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}"
@@ -152,7 +155,7 @@ _RAW_LINES = PreTokenizer(_splits(_LINES), byte_level=False)
 
 DEFAULT = PreTokenizer(_splits(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+_ROWS: dict[str, PreTokenizer] = {
     "default": DEFAULT,
     # Llama 3 and those who took its pattern
     "llama3": _LLAMA3_PRE,
@@ -331,6 +334,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "granite-embed-multi-311m": dataclasses.replace(_RAW_LINES, add_bos=True),
     "sarvam-moe": _RAW_LINES,
 }
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = types.MappingProxyType(_ROWS)
 
 
 def pre_tokenizer(name: str | None) -> PreTokenizer:

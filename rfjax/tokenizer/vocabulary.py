@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import logging
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -75,6 +76,7 @@ class Attribute(enum.IntFlag):
     BYTE = 32
 
 
+_BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Index: GGUF token type 0..6 (undefined, normal, unknown, control, user defined, unused, byte).
 _ATTRIBUTE_OF_TYPE = np.array([0, 1, 2, 4, 8, 16, 32], np.uint8)
 
@@ -148,6 +150,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             "different tokens; convert the model again"
         )
     attributes = _ATTRIBUTE_OF_TYPE[_types(reader, len(texts))]
+    _check_bytes(texts, attributes)
     pre = None
     if kind == "bpe":
         name = "gemma4" if model == "gemma4" else reader.string("pre", None)
@@ -292,6 +295,15 @@ def _types(reader: _Reader, n_tokens: int) -> np.ndarray:
         return np.ones(n_tokens, np.int32)
     types = _check_length("token_type", types, n_tokens)
     return np.where((types >= 0) & (types < len(_ATTRIBUTE_OF_TYPE)), types, 0)
+
+
+def _check_bytes(texts: Sequence[str], attributes: np.ndarray) -> None:
+    for id_ in np.flatnonzero(attributes & Attribute.BYTE).tolist():
+        if not _BYTE_TEXT.fullmatch(texts[id_]):
+            raise ModelFormatError(
+                f"token {id_} is of type byte and its text is {texts[id_]!r}; expected <0x00> to "
+                "<0xFF>; convert the model again"
+            )
 
 
 def _scores(reader: _Reader, n_tokens: int) -> np.ndarray:
