@@ -1,0 +1,32 @@
+"""Loading a model for a command."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rfjax.cli.output import console
+from rfjax.engine.config import EngineConfig
+from rfjax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rfjax.llm import LLM
+
+
+def open_model(path: Path, dtype: str | None, engine: EngineConfig | None = None) -> "LLM":
+    """The model at `path`, with a spinner on a terminal while it loads.
+
+    Raises:
+        ConfigError: JAX finds no device to run on, or as `LLM`.
+    """
+    import jax
+
+    from rfjax.llm import LLM
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ConfigError(f"JAX finds no device to run on: {error}. See `rfjax doctor`") from error
+    if not sys.stderr.isatty():
+        return LLM(path, dtype=dtype, engine=engine)
+    with console(stderr=True).status(f"loading {path.name}"):
+        return LLM(path, dtype=dtype, engine=engine)

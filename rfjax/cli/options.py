@@ -1,0 +1,105 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SAMPLING = "Sampling"
+
+Model = Annotated[
+    Path,
+    typer.Argument(help="A GGUF file, or any part of a split one.", show_default=False),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16; by default bfloat16 on GPUs, float32 on the CPU.",
+    ),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of prompt and output; by default the model's."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML preset with tables engine and sampling; flags win over it.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No summary on stderr.")]
+
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", help="Most tokens to generate.", rich_help_panel=_SAMPLING),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        "-t",
+        help="0 takes the most likely token; by default 1.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Keep the k most likely tokens; 0 keeps all.", rich_help_panel=_SAMPLING),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the most likely tokens that together have this probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep tokens with this share of the most likely one's probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 1 makes repeated tokens less likely.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="The same seed gives the same tokens.", rich_help_panel=_SAMPLING),
+]
+StopTokenIds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID,ID...",
+        help="Tokens that end the output, besides the model's own.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+IgnoreEos = Annotated[
+    bool | None,
+    typer.Option(
+        "--ignore-eos/--heed-eos",
+        help="Whether to go on after the model's own end tokens.",
+        rich_help_panel=_SAMPLING,
+        show_default=False,
+    ),
+]
+
+
+def token_ids(text: str | None) -> tuple[int, ...] | None:
+    """Token ids from `1,2,3`; None stays None.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"got {text!r}, expected token ids with commas between, such as 2,13",
+            param_hint="--stop-token-ids",
+        ) from None

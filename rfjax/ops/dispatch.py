@@ -1,0 +1,80 @@
+"""Which implementation of an operation runs, and why: the one place that decides. No JAX.
+
+Every operation has its plain-JAX reference, "xla", which always accepts. "pallas" is a kernel,
+which may decline with a reason. None takes the kernel where it accepts; asking for one by name
+never falls back to another.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from rfjax.errors import ConfigError, UnsupportedError
+
+Implementation = Literal["xla", "pallas"]
+
+OPS: Mapping[str, str] = MappingProxyType(
+    {
+        "linear": "rfjax.ops.linear",
+        "embed": "rfjax.ops.linear",
+        "attention": "rfjax.ops.attention",
+        "rms_norm": "rfjax.ops.norm",
+        "apply_rope": "rfjax.ops.rope",
+        "gated": "rfjax.ops.activation",
+        "expert_ffn": "rfjax.ops.moe",
+        "sample": "rfjax.ops.sampling",
+        "token_nll": "rfjax.ops.likelihood",
+    }
+)
+"""Name of every operation with a choice, and the module of its public function."""
+
+_NO_KERNEL = "this version has no Pallas kernel for it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The implementation that runs an operation.
+
+    Attributes:
+        op: a name of `OPS`.
+        implementation: what runs.
+        reason: why it was taken.
+        declined: the implementations that declined, each with its reason.
+    """
+
+    op: str
+    implementation: Implementation
+    reason: str
+    declined: tuple[tuple[Implementation, str], ...]
+
+
+def choose(op: str, implementation: Implementation | None = None) -> Choice:
+    """Decide what runs an operation.
+
+    Args:
+        op: a name of `OPS`.
+        implementation: one by name, or None for the first that accepts.
+
+    Raises:
+        ConfigError: no operation or implementation has that name.
+        UnsupportedError: the implementation asked for declines; the message says why.
+    """
+    if op not in OPS:
+        near = difflib.get_close_matches(op, OPS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPS)}"
+        raise ConfigError(f"no operation is named {op!r}; {hint}")
+    if implementation not in (None, *get_args(Implementation)):
+        known = ", ".join(get_args(Implementation))
+        raise ConfigError(
+            f"implementation of {op}: got {implementation!r}, expected one of {known}, or None"
+        )
+    if implementation == "pallas":
+        raise UnsupportedError(
+            f"implementation 'pallas' of {op} declines: {_NO_KERNEL}. Leave implementation at None "
+            "to take what runs"
+        )
+    if implementation == "xla":
+        return Choice(op, "xla", "asked for by name", ())
+    return Choice(op, "xla", "plain JAX always accepts", (("pallas", _NO_KERNEL),))
