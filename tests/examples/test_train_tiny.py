@@ -3,18 +3,19 @@
 import json
 import pathlib
 import random
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_tiny
+from tiny.recipe import Recipe
+from tiny.training import draw_rows, drop, init_params
 
 import rfjax
 from rfjax.io.gguf import read_gguf
 from rfjax.models.params import named_leaves
 
-EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 FLAGS = {
     "vocab_size": 320,
     "n_layers": 1,
@@ -45,18 +46,8 @@ def flags(**changes: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def scripts():
-    """The modules of the script, importable as they are when it runs."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture(scope="module")
-def trained(scripts, tmp_path_factory) -> pathlib.Path:
+def trained(tmp_path_factory) -> pathlib.Path:
     """A model that the script has written."""
-    import train_tiny
-
     folder = tmp_path_factory.mktemp("trained")
     text = folder / "text.txt"
     text.write_text(a_text(), encoding="utf-8")
@@ -94,9 +85,7 @@ def test_the_summary_s_perplexity_is_that_of_the_file(trained):
     assert summary["recipe"]["n_layers"] == 1
 
 
-def test_a_model_over_the_limit_is_refused_and_not_written(scripts, tmp_path, capsys):
-    import train_tiny
-
+def test_a_model_over_the_limit_is_refused_and_not_written(tmp_path, capsys):
     text, output = tmp_path / "text.txt", tmp_path / "big.gguf"
     text.write_text(a_text(), encoding="utf-8")
     status = train_tiny.main([str(text), "--output", str(output), "--max-bytes=9999", *flags()])
@@ -109,17 +98,12 @@ def test_a_model_over_the_limit_is_refused_and_not_written(scripts, tmp_path, ca
     ("change", "message"),
     [({"groups": 3}, "divisor of batch"), ({"dropout": 1.0}, "below 1"), ({"steps": 0}, "steps")],
 )
-def test_impossible_settings_are_refused(scripts, tmp_path, capsys, change, message):
-    import train_tiny
-
+def test_impossible_settings_are_refused(tmp_path, capsys, change, message):
     assert train_tiny.main([str(tmp_path / "none.txt"), *flags(**change)]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_dropped_features_leave_the_layer_and_the_rest_is_scaled(scripts):
-    from tiny.recipe import Recipe
-    from tiny.training import drop, init_params
-
+def test_dropped_features_leave_the_layer_and_the_rest_is_scaled():
     recipe = Recipe(vocab_size=8, n_layers=2, width=64, ffn_width=64, n_heads=2, n_kv_heads=1)
     params = init_params(jax.random.key(0), recipe.model_config())
     dropped = drop(params, jax.random.key(1), 0.5)
@@ -135,10 +119,7 @@ def test_dropped_features_leave_the_layer_and_the_rest_is_scaled(scripts):
     assert drop(params, jax.random.key(1), 0.0) is params
 
 
-def test_rows_start_with_bos_and_targets_are_the_text(scripts):
-    from tiny.recipe import Recipe
-    from tiny.training import draw_rows
-
+def test_rows_start_with_bos_and_targets_are_the_text():
     ids = jnp.arange(100, dtype=jnp.int32)
     clean = Recipe(vocab_size=100, context=10, batch=4, groups=1, token_noise=0.0)
     inputs, targets = map(np.asarray, draw_rows(jax.random.key(0), ids, clean, 1))
