@@ -78,20 +78,20 @@ class ChatTemplates:
             raise RequestError(f"the chat template refuses the conversation: {refusal}") from None
 
     def _template(self, name_or_source: str | None) -> jinja2.Template:
-        if name_or_source is None and "default" not in self.sources:
+        source = self.sources.get(name_or_source or "default", name_or_source)
+        if source is None:
             names = f" by default (it has: {', '.join(self.sources)})" if self.sources else ""
             raise RequestError(
                 f"the model file has no chat template{names}; pass chat_template=, or render the "
                 "prompt yourself and generate from text"
             )
-        source = self.sources.get(name_or_source or "default", name_or_source)
-        assert source is not None
+        named = name_or_source is None or name_or_source in self.sources
+        if not named and "{" not in source:
+            raise RequestError(
+                f"no chat template is named {source!r}; the file has: "
+                f"{', '.join(self.sources) or 'none'}"
+            )
         if source not in self._compiled:
-            if source == name_or_source and "{" not in source:
-                raise RequestError(
-                    f"no chat template is named {source!r}; the file has: "
-                    f"{', '.join(self.sources) or 'none'}"
-                )
             self._compiled[source] = compile_template(source)
         return self._compiled[source]
 

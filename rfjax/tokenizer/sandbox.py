@@ -20,17 +20,15 @@ if TYPE_CHECKING:
 MAX_ITERATIONS = 1_000_000
 MAX_VALUE_ITEMS = 16 * 2**20  # characters of a string, elements of a list
 MAX_WIDTH = 4096  # columns that a filter may pad to
-MAX_EXPONENT = 64
+MAX_INTEGER_BITS = 4096
 
 BUDGET = "_rfjax_budget"  # name under which a rendering's context holds its Budget
+_BOUNDED = "_rfjax_bounded"  # name of the filter that every loop's iterable passes through
 _WIDE_FIELD = re.compile(r"[0-9]{5}|%[^%a-zA-Z]*\*")
 
 
 class Refusal(Exception):
     """The template called `raise_exception`."""
-
-
-_BOUNDED = "_rfjax_bounded"
 
 
 class Budget:
@@ -40,6 +38,7 @@ class Budget:
         self._left = MAX_ITERATIONS
 
     def count(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Passes items on while iterations are left, and raises `RequestError` after."""
         for item in items:
             self._left -= 1
             if self._left < 0:
@@ -131,22 +130,25 @@ class _Counted:
 
 
 def _check_operands(operator: str, left: Any, right: Any) -> None:
-    if operator == "**":
-        size = right if isinstance(right, int) else 0
-        limit = MAX_EXPONENT
+    size, limit = 0, MAX_VALUE_ITEMS
+    if isinstance(left, int) and isinstance(right, int):
+        limit = MAX_INTEGER_BITS
+        if operator == "**":
+            size = left.bit_length() * right
+        elif operator == "*":
+            size = left.bit_length() + right.bit_length()
     elif operator == "*":
         size = max(_product(left, right), _product(right, left))
-        limit = MAX_VALUE_ITEMS
     elif operator == "%" and isinstance(left, str):
-        size, limit = _format_size(left), MAX_VALUE_ITEMS
-    else:
+        size = _format_size(left)
+    elif operator == "+":
         size = sum(len(value) for value in (left, right) if isinstance(value, str | list | tuple))
-        limit = MAX_VALUE_ITEMS
     _check_size(operator, size, limit)
 
 
 def _check_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuses calls of a string's methods that would build a huge string."""
+    function = getattr(function, "__wrapped__", function)  # the sandbox wraps `format`
     text = getattr(function, "__self__", None)
     if not isinstance(text, str):
         return
