@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.mask import Mask, allowed
-from rfjax.ops.reduce import row_sum
+from rfjax.ops.reduce import row_sum, rows_product
 from rfjax.typing import Array, Float, Int
 
 _QUERY_BLOCK = 256
 """Query tokens computed at a time: bounds the scores to [B, K, 256 * G, S]."""
+
+_FUSED_ELEMENTS = 4096
+"""XLA's CPU backend computes the softmax of fewer scores in another way (its exponential differs in
+the last bit), so that f32 queries are repeated up to this many: only tiny models ever are."""
 
 
 def attention(
@@ -25,9 +29,8 @@ def attention(
     """Softmax attention with grouped heads: query head n reads kv head n // (N/K).
 
     Keys stand at positions 0..S-1, of which the first `key_lengths` of each row are real. Values
-    come transposed (`[..., H, S]`): both products then contract their last axes, the one form
-    that XLA's CPU backend computes row by row in an order of its own, so that a query's result
-    does not depend on the number of queries. Scores, softmax and sums are f32; the result has the
+    come transposed (`[..., H, S]`), so that both products contract their last axes (see
+    `rows_product`). Scores, softmax and sums are f32; the result has the
     dtype of `q`. A query that may see no key gets zeros.
 
     Args:
@@ -57,20 +60,18 @@ def _attend(q, k, v, query_positions, key_lengths, mask, scale):
     batch, length, n_heads, head_dim = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     group = n_heads // n_kv
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+
+    copies = 1
+    if q.dtype == jnp.float32:
+        copies = -(-_FUSED_ELEMENTS // (batch * length * n_heads * n_keys))
+    if copies > 1:
+        q = jax.lax.optimization_barrier(jnp.concatenate([q] * copies, axis=1))
+        query_positions = jnp.concatenate([query_positions] * copies, axis=1)
+        length *= copies
 
     # Rows of the products: one per (token, head of the group).
     rows = q.reshape(batch, length, n_kv, group, head_dim).transpose(0, 2, 1, 3, 4)
-    rows = rows.reshape(batch, n_kv, length * group, head_dim)
-    single = rows.shape[2] == 1
-    if single:  # a one-row product is computed in another order (see `linear`)
-        rows = jnp.concatenate([rows, rows], axis=2)
-    product = (((3,), (3,)), ((0, 1), (0, 1)))
-    scores = jax.lax.dot_general(
-        rows, k, product, precision=precision, preferred_element_type=jnp.float32
-    )
-    if single:
-        scores = scores[:, :, :1]
+    scores = rows_product(rows.reshape(batch, n_kv, length * group, head_dim), k)
     scores = scores.reshape(batch, n_kv, length, group, n_keys) * jnp.float32(scale)
 
     keys = jnp.arange(n_keys, dtype=query_positions.dtype)
@@ -83,15 +84,11 @@ def _attend(q, k, v, query_positions, key_lengths, mask, scale):
     weights = jnp.where(visible, weights, jnp.float32(0))
     total = row_sum(weights)
 
-    rows = weights.reshape(batch, n_kv, length * group, n_keys).astype(v.dtype)
-    if single:
-        rows = jnp.concatenate([rows, rows], axis=2)
-    out = jax.lax.dot_general(
-        rows, v, product, precision=precision, preferred_element_type=jnp.float32
-    )
-    if single:
-        out = out[:, :, :1]
+    rows = weights.reshape(batch, n_kv, length * group, n_keys)
+    out = rows_product(rows.astype(v.dtype), v)
     out = out.reshape(batch, n_kv, length, group, head_dim)
     out = out / jnp.maximum(total, jnp.float32(1e-30))
     out = out.transpose(0, 2, 1, 3, 4).reshape(batch, length, n_heads, head_dim)
+    if copies > 1:
+        out = jax.lax.optimization_barrier(out)[:, : length // copies]
     return out.astype(q.dtype)

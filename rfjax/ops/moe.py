@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from rfjax.ops.activation import gated
 from rfjax.ops.linear import linear
+from rfjax.ops.reduce import row_sum
 from rfjax.typing import Array, Float, Int
 
 _MAX_BLOCK = 128
@@ -20,10 +21,13 @@ def route(
     over the chosen ones. Source: Shazeer et al., "Outrageously Large Neural Networks" (2017);
     the clamp of the sum is llama.cpp's (the smallest normal f16).
     """
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    weights, experts = jax.lax.top_k(probabilities, n_used)
+    logits = logits.astype(jnp.float32)
+    best, experts = jax.lax.top_k(logits, n_used)
+    # The maximum by top_k: XLA's CPU backend fuses a reduction with the exponential, and computes
+    # both in another way, for large arrays only.
+    weights = jnp.exp(best - best[:, :1]) / row_sum(jnp.exp(logits - best[:, :1]))
     if normalize:
-        total = jnp.sum(weights, axis=-1, keepdims=True)
+        total = row_sum(weights)
         weights = weights / jnp.maximum(total, jnp.float32(2.0**-14))
     return weights * jnp.float32(scale), experts.astype(jnp.int32)
 
@@ -80,8 +84,12 @@ def expert_ffn(
     blocks = grouped.reshape(max_blocks, rows, -1)
     _, results = jax.lax.scan(step, None, (blocks, block_expert, used))
     per_pair = results.reshape(max_blocks * rows, -1)[slots].reshape(n_tokens, n_chosen, -1)
-    # Added one by one, best expert first: a fixed order, whatever the number of tokens.
-    total = jnp.zeros(x.shape, jnp.float32)
-    for rank_ in range(n_chosen):
-        total += per_pair[:, rank_].astype(jnp.float32) * weights[:, rank_, None]
+    # Added one by one, best expert first: a fixed order, whatever the number of tokens. The barrier
+    # keeps products and sums apart, which XLA would contract for some shapes only.
+    weighted = jax.lax.optimization_barrier(
+        per_pair.astype(jnp.float32) * weights[:, :, None].astype(jnp.float32)
+    )
+    total = weighted[:, 0]
+    for rank_ in range(1, n_chosen):
+        total = total + weighted[:, rank_]
     return total.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Sums along the last axis whose result does not depend on how many rows there are."""
+"""Products and sums of rows whose result does not depend on how many rows there are."""
 
 import jax
 import jax.numpy as jnp
@@ -6,24 +6,42 @@ import jax.numpy as jnp
 from rfjax.typing import Array, Float
 
 
+def rows_product(x: Float[Array, "*B M K"], w: Float[Array, "*B N K"]) -> Float[Array, "*B M N"]:
+    """`x @ w.T` over the last two axes, accumulated and returned in f32.
+
+    Both operands contract their last axis: the one form that XLA's CPU backend computes row by
+    row in an order of its own. A single row it computes in another way; in f32 it is therefore
+    computed as two, behind barriers, without which XLA would simplify that away again. f32
+    operands are multiplied at full precision on every backend (GPUs would otherwise round them).
+    """
+    n_batch = x.ndim - 2
+    exact = x.dtype == jnp.float32
+    single = exact and x.shape[-2] == 1
+    if single:
+        x = jax.lax.optimization_barrier(jnp.concatenate([x, x], axis=-2))
+    batch = tuple(range(n_batch))
+    y = jax.lax.dot_general(
+        x,
+        w,
+        (((n_batch + 1,), (n_batch + 1,)), (batch, batch)),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        preferred_element_type=jnp.float32,
+    )
+    return jax.lax.optimization_barrier(y)[..., :1, :] if single else y
+
+
 def row_sum(x: Float[Array, "*B S"]) -> Float[Array, "*B 1"]:
     """Sum of each row in f32, keeping the axis: `jnp.sum(x, -1, keepdims=True)`.
 
     XLA's CPU backend picks the order of a reduction by the whole array's shape, so that a row's
-    sum may change in the last bit with the number of rows beside it. A matrix product with ones
-    keeps one order (two rows or more), and that is what makes prefill equal decode bit for bit.
-    On other backends this is the plain sum.
+    sum may change in the last bit with the number of rows beside it. There a product with ones
+    takes its place, which keeps one order: that is what makes prefill equal decode bit for bit.
     """
 
     def by_product(x):
         ones = jnp.ones((8, x.shape[-1]), jnp.float32)
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] == 1:
-            rows = jnp.concatenate([rows, rows])
-        sums = jax.lax.dot_general(
-            rows, ones, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
-        )
-        return sums[: max(1, x.size // x.shape[-1]), :1].reshape(*x.shape[:-1], 1)
+        sums = rows_product(x.reshape(1, -1, x.shape[-1]), ones[None])
+        return sums[..., :1].reshape(*x.shape[:-1], 1)
 
     def by_reduction(x):
         return jnp.sum(x, axis=-1, keepdims=True)
