@@ -80,8 +80,8 @@ class TestWhatTemplatesSee:
         assert chat("{{ strftime_now('%Y') }}") >= "2024"
 
     def test_blocks_are_trimmed_and_loops_have_controls(self, chat):
-        source = "{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n"
-            "{{ i }}\n{% endfor %}"
+        stop = "{% if i == 2 %}{% break %}{% endif %}"
+        source = f"{{% for i in range(9) %}}\n  {stop}\n{{{{ i }}}}\n{{% endfor %}}"
         assert chat(source) == "0\n1\n"
 
     def test_training_marks_are_transparent(self, chat):
