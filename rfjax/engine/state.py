@@ -74,7 +74,7 @@ def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> D
     logprobs = jax.nn.log_softmax(logits, axis=-1)[batch, chosen]
 
     slot = jnp.where(state.finished, state.tokens.shape[1], state.lengths)
-    lengths = state.lengths + ~state.finished
+    lengths = state.lengths + (~state.finished).astype(jnp.int32)
     stopped = jnp.any(chosen[:, None] == state.stop_ids, axis=1) | (lengths >= state.limits)
     sampling = dataclasses.replace(
         state.sampling, seen=state.sampling.seen.at[batch, chosen].max(~state.finished)
