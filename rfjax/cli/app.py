@@ -36,6 +36,7 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def configure(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")
@@ -49,6 +50,7 @@ def configure(
 
     The flags below may stand anywhere on the command line.
     """
+    ctx.meta["rfjax.debug"] = debug
     if verbose:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))

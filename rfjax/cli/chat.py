@@ -8,7 +8,7 @@ import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import decode_text
-from rfjax.cli.output import note, write
+from rfjax.cli.output import note, wait_for_first, write
 from rfjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Conversation:
         messages = [*self._messages, {"role": "user", "content": text}]
         answer, reason = "", None
         try:
-            for piece in self._llm.chat(messages, self._sampling):
+            pieces = self._llm.chat(messages, self._sampling)
+            for piece in wait_for_first(pieces, "reading the conversation"):
                 write(piece.text)
                 answer += piece.text
                 reason = piece.finish_reason

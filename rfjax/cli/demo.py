@@ -7,7 +7,7 @@ import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import read_text
-from rfjax.cli.output import note, write
+from rfjax.cli.output import note, spinner, write
 from rfjax.errors import RequestError
 
 _FOLDER = Path(__file__).resolve().parents[2] / "examples" / "models"
@@ -37,7 +37,8 @@ def demo(
     heldout = read_text(find_text(text, path))
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=seed)
     llm = open_model(path, None, StreamingEngine())
-    next(llm.stream(prompt, sampling))  # compiles, so that what is timed below does not
+    with spinner("compiling"):
+        next(llm.stream(prompt, sampling))  # so that what is timed below does not compile
     write(f"{path.name} goes on:\n\n{prompt}")
     stopwatch = Stopwatch(0 if llm.tokenizer is None else len(llm.tokenizer.encode(prompt)))
     for piece in stopwatch.watch(llm.stream(prompt, sampling)):

@@ -8,7 +8,7 @@ import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import read_text
-from rfjax.cli.output import note, write, write_json
+from rfjax.cli.output import note, wait_for_first, write, write_json
 from rfjax.errors import RequestError
 
 
@@ -72,7 +72,8 @@ def generate(
     prompt_ids = llm.tokenizer.encode(text)
     stopwatch = Stopwatch(len(prompt_ids))
     pieces, ids, logprobs, reason = [], [], [], None
-    for piece in stopwatch.watch(llm.stream(text, preset.sampling)):
+    stream = stopwatch.watch(llm.stream(text, preset.sampling))
+    for piece in wait_for_first(stream, "reading the prompt"):
         if not json:
             write(text + piece.text if echo and not ids else piece.text)
         pieces.append(piece.text)

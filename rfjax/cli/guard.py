@@ -30,7 +30,7 @@ class GuardedGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except RfjaxError as error:
-            if ctx.params["debug"]:
+            if ctx.meta.get("rfjax.debug"):
                 traceback.print_exc()
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error

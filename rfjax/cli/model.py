@@ -1,10 +1,9 @@
 """Loading a model for a command."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rfjax.cli.output import console
+from rfjax.cli.output import printable, spinner
 from rfjax.engine.config import EngineConfig
 from rfjax.errors import ConfigError
 
@@ -26,7 +25,5 @@ def open_model(path: Path, dtype: str | None, engine: EngineConfig | None = None
         jax.devices()
     except RuntimeError as error:
         raise ConfigError(f"JAX finds no device to run on: {error}. See `rfjax doctor`") from error
-    if not sys.stderr.isatty():
-        return LLM(path, dtype=dtype, engine=engine)
-    with console(stderr=True).status(f"loading {path.name}"):
+    with spinner(f"loading {printable(path.name)}"):
         return LLM(path, dtype=dtype, engine=engine)

@@ -1,16 +1,20 @@
 """Printing: JSON, tables and progress, each as a terminal or a pipe wants it."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
+
+T = TypeVar("T")
 
 _PIPE_WIDTH = 100_000
 _KINDS = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
@@ -67,6 +71,25 @@ def show(table: "Table") -> None:
     with out.capture() as captured:
         out.print(table)
     write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()) + "\n")
+
+
+@contextlib.contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """A sign on stderr that something takes its time, where it is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with console(stderr=True).status(text):
+        yield
+
+
+def wait_for_first(items: Iterable[T], text: str) -> Iterator[T]:
+    """The same items, with a spinner until the first one comes."""
+    iterator = iter(items)
+    with spinner(text):
+        first = list(itertools.islice(iterator, 1))
+    yield from first
+    yield from iterator
 
 
 def progress_bar(*fields: str) -> "Progress":

@@ -81,11 +81,11 @@ def measure(
     that has the bar, in one piece at the end.
     """
     bar_in_the_way = sys.stdout.isatty() and sys.stderr.isatty()
-    with progress_bar("PPL {task.fields[ppl]:.4f}") as bar:
-        task = bar.add_task("scoring", total=None, ppl=float("nan"))
+    with progress_bar("{task.fields[estimate]}") as bar:
+        task = bar.add_task("scoring", total=None, estimate="")
 
         def on_chunk(done: int, total: int, running: float) -> None:
-            bar.update(task, completed=done, total=total, ppl=running)
+            bar.update(task, completed=done, total=total, estimate=f"PPL {running:.4f}")
             if print_running and not bar_in_the_way:
                 write(running_value(done, running))
 

@@ -32,11 +32,14 @@ class Timing:
         text = (
             f"{self.prompt_tokens} prompt tokens and the first of output in "
             f"{self.first_token_s:.2f} s ({self.prompt_tokens_per_s:.1f} tokens/s, compilation "
-            f"included); {self.generated_tokens} tokens generated"
+            f"included)"
         )
         if self.decode_tokens_per_s is None:
             return text
-        return f"{text} at {self.decode_tokens_per_s:.1f} tokens/s"
+        return (
+            f"{text}; {self.generated_tokens - 1} more in {self.decode_s:.2f} s "
+            f"({self.decode_tokens_per_s:.1f} tokens/s)"
+        )
 
 
 class Stopwatch:

@@ -1,0 +1,377 @@
+"""The commands in this process, with one model loaded once."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from support.gguf_files import write_gguf
+from support.tiny_model import tiny_llama
+from typer.testing import CliRunner
+
+import rfjax
+import rfjax.cli.demo
+import rfjax.cli.model
+from rfjax.cli.app import app
+from rfjax.ops.dispatch import OPS
+
+TEXT = "The cat sat on the mat, and the dog ate it all. " * 12
+
+
+@pytest.fixture(scope="module")
+def open_model():
+    """Loads a model once for the same arguments, and leaves the user's compilation cache alone."""
+
+    @functools.cache
+    def open_model(path, dtype, engine=None):
+        return rfjax.LLM(path, dtype=dtype, engine=engine, compilation_cache=False)
+
+    return open_model
+
+
+@pytest.fixture
+def run(open_model, monkeypatch):
+    """Runs a command line; gives exit code, stdout and stderr."""
+    monkeypatch.setattr(rfjax.cli.model, "open_model", open_model)
+    runner = CliRunner()
+
+    def run(*args, stdin=None):
+        result = runner.invoke(app, [str(arg) for arg in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT + "\n", newline="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def greedy(open_model, tiny_llama_path):
+    """What the model makes of "hello" in 12 greedy steps."""
+    from rfjax.cli.preset import StreamingEngine
+
+    llm = open_model(tiny_llama_path, None, StreamingEngine())
+    (output,) = llm.generate("hello", rfjax.SamplingParams(max_tokens=12, temperature=0.0))
+    return output
+
+
+GREEDY = ("-n", "12", "-t", "0")
+
+
+def test_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("generate", "chat", "perplexity", "inspect", "doctor", "demo"):
+        assert command in out
+        assert run(command, "-h")[0] == 0
+    assert run("--version") == (0, f"rfjax {rfjax.__version__}\n", "")
+
+
+def test_generate_prints_the_text_alone(run, tiny_llama_path, greedy):
+    code, out, err = run("generate", tiny_llama_path, "hello", *GREEDY)
+    assert (code, out) == (0, greedy.text + "\n")
+    assert "prompt tokens" in err
+    assert "tokens/s" in err
+    assert run("generate", tiny_llama_path, "hello", *GREEDY, "-q") == (0, out, "")
+
+
+def test_generate_takes_the_prompt_from_a_file_or_standard_input(
+    run, tiny_llama_path, tmp_path, greedy
+):
+    file = tmp_path / "prompt.txt"
+    file.write_text("hello\n")
+    expected = (0, f"hello{greedy.text}\n", "")
+    flags = (*GREEDY, "--echo", "-q")
+    assert run("generate", tiny_llama_path, "-f", file, *flags) == expected
+    assert run("generate", tiny_llama_path, "-", *flags, stdin="hello\n") == expected
+    assert run("generate", tiny_llama_path, "-f", "-", *flags, stdin="hello") == expected
+
+
+def test_generate_as_json(run, tiny_llama_path, greedy):
+    code, out, err = run("generate", tiny_llama_path, "hello", *GREEDY, "--json", "-q")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["text"], found["finish_reason"]) == (greedy.text, greedy.finish_reason)
+    assert found["prompt_token_ids"] == greedy.prompt_token_ids
+    assert found["token_ids"] == greedy.token_ids
+    np.testing.assert_allclose(found["logprobs"], greedy.logprobs, rtol=1e-6)
+    timing = found["timing"]
+    assert (timing["prompt_tokens"], timing["generated_tokens"]) == (
+        len(greedy.prompt_token_ids),
+        len(greedy.token_ids),
+    )
+    assert timing["first_token_s"] > 0
+    assert timing["decode_tokens_per_s"] > 0
+
+
+def test_a_seed_gives_the_same_text_again(run, tiny_llama_path):
+    args = ("generate", tiny_llama_path, "hello", "-n", "20", "-q", "--top-k", "40", "--min-p")
+    first = run(*args, "0.01", "--seed", "5")
+    assert run(*args, "0.01", "--seed", "5") == first
+    assert run(*args, "0.01", "--seed", "6") != first
+
+
+def test_stop_tokens_end_the_output(run, tiny_llama_path, greedy):
+    stop = greedy.token_ids[5]
+    ids = greedy.token_ids[: greedy.token_ids.index(stop) + 1]
+    flags = (*GREEDY, "--stop-token-ids", f"0,{stop}", "--json", "-q")
+    found = json.loads(run("generate", tiny_llama_path, "hello", *flags)[1])
+    assert (found["token_ids"], found["finish_reason"]) == (ids, "stop")
+
+
+def test_flags_win_over_a_preset_and_a_preset_over_defaults(run, tiny_llama_path, tmp_path):
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[sampling]\ntemperature = 0\nmax_tokens = 3\n[engine]\nburst = 4\n")
+    args = ("generate", tiny_llama_path, "hello", "--config", preset, "--json", "-q")
+    assert len(json.loads(run(*args)[1])["token_ids"]) == 3
+    assert len(json.loads(run(*args, "-n", "2")[1])["token_ids"]) == 2
+
+
+@pytest.mark.parametrize(
+    "args", [("hello", "-f", "file"), (), ("hello", "--stop-token-ids", "1,x"), ("a", "-n", "many")]
+)
+def test_wrong_usage(run, tiny_llama_path, args):
+    code, out, err = run("generate", tiny_llama_path, *args)
+    assert (code, out) == (2, "")
+    assert "Usage:" in err
+
+
+def failures(folder):
+    """Command lines that must fail, and what the message must say; `{model}` is filled in."""
+    bad = {
+        "latin1.txt": "caf\xe9".encode("latin1"),
+        "short.txt": b"too short",
+        "not.gguf": b"something else",
+        "typo.toml": b"[sampling]\ntemprature = 1\n",
+        "syntax.toml": b"[sampling\n",
+    }
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    write_gguf(folder / "quern.gguf", {"general.architecture": "quern"})
+    tiny_llama(folder / "plain.gguf", chat_template=None)
+    generate = ("generate", "{model}", "hello")
+    return {
+        "no such file": (("generate", folder / "none.gguf", "hello"), "there is no such file"),
+        "no GGUF": (("generate", folder / "not.gguf", "hello"), "GGUF"),
+        "a folder": (("inspect", folder), str(folder)),
+        "architecture": (("generate", folder / "quern.gguf", "x"), "'quern' is not supported"),
+        "empty prompt": (("generate", "{model}", ""), "the prompt is empty"),
+        "long prompt": (("generate", "{model}", "x" * 999), "the context holds 256"),
+        "temperature": ((*generate, "-t", "-1"), "temperature: got -1.0"),
+        "tokens": ((*generate, "-n", "0"), "max_tokens: got 0"),
+        "token id": ((*generate, "--stop-token-ids", "9999"), "outside the vocabulary"),
+        "dtype": ((*generate, "--dtype", "float8"), "'float8', expected one of float32"),
+        "context": ((*generate, "--max-context", "300"), "the model's context holds 256"),
+        "prompt file": (("generate", "{model}", "-f", folder / "none"), "cannot be read"),
+        "encoding": (("generate", "{model}", "-f", folder / "latin1.txt"), "byte 0xe9 at offset 3"),
+        "no preset": ((*generate, "--config", folder / "none"), "expected a TOML file"),
+        "preset key": ((*generate, "--config", folder / "typo.toml"), "mean 'temperature'"),
+        "preset syntax": ((*generate, "--config", folder / "syntax.toml"), "not a TOML file"),
+        "short text": (
+            ("perplexity", "{model}", "-f", folder / "short.txt", "-c", "64"),
+            "needs at least 128",
+        ),
+        "text encoding": (("perplexity", "{model}", "-f", folder / "latin1.txt"), "not UTF-8"),
+        "chunk": (("perplexity", "{model}", "-f", folder / "short.txt", "-c", "2"), "n_ctx: got 2"),
+        "no template": (("chat", folder / "plain.gguf", "-m", "hi"), "no chat template"),
+        "no model": (("demo",), "no bundled model there"),
+        "no text": (("demo", "--model", folder / "plain.gguf"), "no held-out text beside"),
+    }
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    return failures(tmp_path_factory.mktemp("failures"))
+
+
+def test_errors_are_messages_with_exit_code_2(run, failing, tiny_llama_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(rfjax.cli.demo, "_FOLDER", tmp_path)
+    for name, (args, message) in failing.items():
+        code, out, err = run(*(tiny_llama_path if arg == "{model}" else arg for arg in args))
+        assert (code, out) == (2, ""), name
+        assert err.startswith("error: "), name
+        assert message in err, name
+        assert "Traceback" not in err, name
+
+
+def test_debug_shows_the_traceback_before_or_after_the_command(run, tmp_path):
+    args = ("inspect", tmp_path / "none.gguf")
+    for line in (("--debug", *args), (*args, "--debug")):
+        code, out, err = run(*line)
+        assert (code, out) == (2, "")
+        assert err.startswith("Traceback")
+        assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_flag_behind_two_dashes_is_a_prompt(run, tiny_llama_path):
+    flags = ("-n", "1", "-q", "--echo")
+    _, out, _ = run("generate", *flags, tiny_llama_path, "--", "--debug")
+    assert out.startswith("--debug")
+
+
+def test_no_device_is_an_error_as_well(tiny_llama_path, monkeypatch):
+    import jax
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    result = CliRunner().invoke(app, ["generate", str(tiny_llama_path), "hello"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Unable to initialize backend. See `rfjax doctor`" in result.stderr
+
+
+@pytest.fixture
+def conversations(open_model, tiny_llama_path, monkeypatch):
+    """What the model was asked in a chat: one list of messages an answer."""
+    from rfjax.cli.preset import StreamingEngine
+
+    asked = []
+    llm = open_model(tiny_llama_path, None, StreamingEngine())
+    chat = llm.chat
+
+    def recorded(messages, *rest):
+        asked.append(messages)
+        return chat(messages, *rest)
+
+    monkeypatch.setattr(llm, "chat", recorded)
+    return asked
+
+
+def test_chat_keeps_the_conversation(run, tiny_llama_path, conversations):
+    lines = "hello\n\nagain\n/clear\nmore\n/exit\nnever read\n"
+    args = ("chat", tiny_llama_path, "--system", "be brief", "-n", "6", "-t", "0", "-q")
+    code, out, err = run(*args, stdin=lines)
+    assert (code, err) == (0, "")
+    first, second, third = conversations
+    system = {"role": "system", "content": "be brief"}
+    assert first == [system, {"role": "user", "content": "hello"}]
+    assert second[:2] == first
+    answer = second[2]
+    assert answer["role"] == "assistant"
+    assert out.startswith(answer["content"] + "\n")
+    assert second[3:] == [{"role": "user", "content": "again"}]
+    assert third == [system, {"role": "user", "content": "more"}]
+
+
+def test_chat_answers_one_message(run, tiny_llama_path, conversations):
+    code, out, err = run("chat", tiny_llama_path, "--message", "hi", "-n", "4", "--seed", "1")
+    assert code == 0
+    assert out.endswith("\n")
+    assert "cut off" in err
+    assert conversations == [[{"role": "user", "content": "hi"}]]
+
+
+def test_chat_ends_with_a_clear_error_when_the_context_is_full(run, tiny_llama_path):
+    lines = "a message of some length that fills the context\n" * 9
+    code, _, err = run("chat", tiny_llama_path, "-n", "20", "-t", "0", "-q", stdin=lines)
+    assert code == 2
+    assert "the context holds 256" in err
+
+
+def test_perplexity_prints_what_llama_perplexity_prints(
+    run, open_model, tiny_llama_path, text_file
+):
+    result = open_model(tiny_llama_path, None).perplexity(TEXT, n_ctx=64)
+    code, out, err = run("perplexity", tiny_llama_path, "-f", text_file, "-c", "64")
+    running = "".join(f"[{i}]{value:.4f}," for i, value in enumerate(result.running, 1))
+    final = f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.stderr:.5f}"
+    assert (code, out) == (0, f"{running}\n{final}\n")
+    assert len(result.running) > 2
+    assert "tokens/s" in err
+    assert "\x1b" not in err
+
+    flags = ("-c", "64", "--chunks", "2", "-b", "1", "--json", "-q")
+    code, out, err = run("perplexity", tiny_llama_path, "-f", text_file, *flags)
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    np.testing.assert_allclose(found["running"], result.running[:2], rtol=1e-6)
+    assert (found["n_chunks"], found["n_ctx"]) == (2, 64)
+
+
+def test_perplexity_drops_one_newline_at_the_end_and_no_other(run, tiny_llama_path, tmp_path):
+    outputs = []
+    for text in ("a\n" * 64 + "bb", "a\n" * 64 + "bb\n", "a\n" * 64 + "bb\n\n"):
+        (tmp_path / "text.txt").write_text(text, newline="")
+        args = ("-f", tmp_path / "text.txt", "-c", "33", "-q")
+        outputs.append(run("perplexity", tiny_llama_path, *args))
+    # BOS and 130 tokens; the third text has one more, which makes four chunks of 33.
+    assert [out.count("[") for _, out, _ in outputs] == [3, 3, 4]
+    assert outputs[0] == outputs[1]
+
+
+def test_inspect_shows_what_is_asked(run, tiny_llama_path):
+    code, out, err = run("inspect", tiny_llama_path)
+    assert (code, err) == (0, "")
+    assert "llama.block_count" in out
+    assert "... (365 in all)]" in out
+    assert "blk.1.attn_k.weight" not in out
+    assert all(line == line.rstrip() for line in out.splitlines())
+    out = run("inspect", tiny_llama_path, "--tensors")[1]
+    assert any(
+        line.split() == ["blk.1.attn_k.weight", "32", "x", "64", "F32", "8192", "32"]
+        for line in out.splitlines()
+    )
+    assert "in all)" not in run("inspect", tiny_llama_path, "--metadata")[1]
+
+
+def test_inspect_as_json(run, tiny_llama_path):
+    found = json.loads(run("inspect", tiny_llama_path, "--json")[1])
+    assert found["supported"] is True
+    assert found["metadata"]["general.architecture"]["value"] == "llama"
+    assert found["tensors"][0]["shape"] == [365, 64]
+    assert found["types"][0]["type"] == "F32"
+
+
+def test_inspect_shows_hostile_text_as_text(run, tmp_path):
+    metadata = {"general.architecture": "\x1b[31mred", "a": "[bold]b[/bold]", "b": float("nan")}
+    path = write_gguf(tmp_path / "model.gguf", metadata)
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert "\\x1b[31mred" in out
+    assert "\x1b" not in out
+    assert "[bold]b[/bold]" in out
+    found = json.loads(run("inspect", path, "--json")[1])
+    assert found["metadata"]["b"]["value"] is None
+    assert found["supported"] is False
+
+
+def test_doctor(run):
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    for word in ("jaxlib", "cpu:0", "compilation cache", "attention", "no Pallas kernel"):
+        assert word in out
+    assert out.endswith("models can run here\n")
+    found = json.loads(run("doctor", "--json")[1])
+    assert found["usable"] is True
+    assert [choice["op"] for choice in found["ops"]] == list(OPS)
+
+
+def test_doctor_fails_where_nothing_can_run(run, monkeypatch):
+    import jax
+
+    def fail():
+        raise RuntimeError("no backend")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "problem: JAX finds no usable device: no backend" in out
+
+
+def test_demo(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(rfjax.cli.demo, "_FOLDER", tmp_path)
+    tiny_llama(tmp_path / "shakespeare.gguf")
+    (tmp_path / "shakespeare-heldout.txt").write_text(TEXT * 2)
+    code, out, _ = run("demo", "--max-tokens", "20")
+    assert code == 0
+    assert "KING RICHARD:" in out
+    assert "20 tokens at " in out
+    assert "Final estimate: PPL = " in out
+    assert run("demo", "--max-tokens", "20")[1].splitlines()[:4] == out.splitlines()[:4]
