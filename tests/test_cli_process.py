@@ -25,7 +25,7 @@ def environment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
     """A model that generates for minutes."""
-    return tiny_llama(tmp_path_factory.mktemp("models") / "endless.gguf", context_length=2**18)
+    return tiny_llama(tmp_path_factory.mktemp("models") / "endless.gguf", context_length=2**16)
 
 
 def start(*args, env, **streams):
@@ -56,7 +56,7 @@ def test_inspect_touches_no_device_and_verbose_logs(environment, tiny_llama_path
 
 
 def test_an_interrupt_ends_a_generation_quietly(environment, endless):
-    args = ("generate", endless, "hello", "--ignore-eos", "-n", "200000", "-v")
+    args = ("generate", endless, "hello", "--ignore-eos", "-n", "60000", "-v")
     process = start(*args, env=environment)
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -67,7 +67,7 @@ def test_an_interrupt_ends_a_generation_quietly(environment, endless):
 
 
 def test_a_reader_that_goes_away_ends_a_generation_quietly(environment, endless):
-    args = ("generate", endless, "hello", "--ignore-eos", "-n", "200000")
+    args = ("generate", endless, "hello", "--ignore-eos", "-n", "60000")
     process = start(*args, env=environment)
     assert process.stdout.read(1)
     process.stdout.close()

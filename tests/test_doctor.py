@@ -49,10 +49,11 @@ def test_a_machine_that_works(root):
     assert any("rfjax[rocm]" in hint for hint in found.hints)
 
 
+@pytest.mark.usefixtures("without_platform")
 @pytest.mark.parametrize(
     ("file", "extra"), [("dev/kfd", "rfjax[rocm]"), ("dev/nvidiactl", "rfjax[cuda]")]
 )
-def test_a_gpu_without_a_plugin(root, without_platform, file, extra):
+def test_a_gpu_without_a_plugin(root, file, extra):
     (root / file).touch()
     found = diagnose(root)
     assert found.usable
@@ -60,7 +61,8 @@ def test_a_gpu_without_a_plugin(root, without_platform, file, extra):
     assert not any("no GPU is visible" in hint for hint in found.hints)
 
 
-def test_a_gpu_with_a_plugin_that_does_not_find_it(root, without_platform, monkeypatch):
+@pytest.mark.usefixtures("without_platform")
+def test_a_gpu_with_a_plugin_that_does_not_find_it(root, monkeypatch):
     (root / "dev/kfd").touch()
     install(root / "site", "jax-rocm7-plugin", jax.__version__)
     monkeypatch.syspath_prepend(root / "site")
