@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import re
 
-from rfjax.errors import ModelFormatError
+from rfjax.errors import ModelFormatError, RequestError
 from rfjax.tokenizer.alphabet import BYTE_ALPHABET, SPACE
 from rfjax.tokenizer.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 _NEWLINES = re.compile("(\n+)")
+_RUNS = re.compile(r"\s+|\S+")
+# Characters in one run of spaces or of anything else. The regular expressions of the library give
+# up (and take the process along) after ten million steps back in one match.
+MAX_RUN = 2 * 2**20
 
 
 class BpeModel:
@@ -48,7 +52,13 @@ class BpeModel:
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
     def encode(self, text: str) -> list[int]:
-        """Tokenizes plain text."""
+        """Tokenizes plain text.
+
+        Raises:
+          RequestError: The text holds a run without a word boundary of more than `MAX_RUN`.
+        """
+        if len(text) > MAX_RUN:
+            _check_runs(text)
         if self._byte_level:
             return self._encode(text)
         # A run of newlines may be a token that no merge makes.
@@ -63,6 +73,16 @@ class BpeModel:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids if self._complete else [id_ for id_ in ids if id_ < self._size]
+
+
+def _check_runs(text: str) -> None:
+    for run in _RUNS.finditer(text):
+        if run.end() - run.start() > MAX_RUN:
+            kind = "whitespace" if run[0][0].isspace() else "text without whitespace"
+            raise RequestError(
+                f"the text holds {run.end() - run.start()} characters of {kind} in one run, from "
+                f"character {run.start()}; at most {MAX_RUN} can be tokenized; break it up"
+            )
 
 
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rfjax.errors import ModelFormatError, RequestError, UnsupportedError
 from rfjax.tokenizer import Tokenizer, load_tokenizer
+from rfjax.tokenizer.bpe import MAX_RUN
 from rfjax.tokenizer.chat import read_templates
 from rfjax.tokenizer.vocabulary import read_vocabulary
 
@@ -254,6 +255,12 @@ class TestPublicErrors:
     def test_text_is_a_string(self, bpe):
         with pytest.raises(RequestError, match="is a str; got bytes"):
             bpe.encode(b"abc")
+
+    @pytest.mark.parametrize("char", [" ", "a"])
+    def test_runs_that_the_patterns_cannot_stand(self, bpe, char):
+        assert bpe.decode(bpe.encode(char * 10**5)) == char * 10**5
+        with pytest.raises(RequestError, match="from character 1; at most 2097152"):
+            bpe.encode(("\n" if char == "a" else "x") + char * (MAX_RUN + 1))
 
     @pytest.mark.parametrize("id_", [-1, 10**6])
     def test_ids_outside_the_vocabulary(self, bpe, id_):
