@@ -1,7 +1,6 @@
 """What a user asks of one generation."""
 
 import dataclasses
-import math
 
 from rfjax.errors import RequestError
 
@@ -48,15 +47,17 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, _MAX_SEED)
         for token in self.stop_token_ids:
             _check_int("stop_token_ids", token, 0, 2**31 - 1)
-        _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 to 100")
-        _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0, at most 1")
-        _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1")
-        penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0.0 < penalty <= 100.0, "above 0, at most 100")
+        _check("temperature", self.temperature, 0.0, 100.0)
+        _check("top_p", self.top_p, 0.0, 1.0, above=True)
+        _check("min_p", self.min_p, 0.0, 1.0)
+        _check("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
 
 
-def _check(name: str, value: float, fine: bool, expected: str) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and fine):
+def _check(name: str, value: float, least: float, most: float, *, above: bool = False) -> None:
+    """Refuse what is not a number from `least` (or `above` it) to `most`; NaN is outside."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and least <= value <= most) or (above and value == least):
+        expected = f"above {least:g}, at most {most:g}" if above else f"from {least:g} to {most:g}"
         raise RequestError(f"{name}: got {value!r}, expected a number {expected}")
 
 

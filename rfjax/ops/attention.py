@@ -7,8 +7,8 @@ from rfjax.ops.mask import Mask, allowed
 from rfjax.ops.reduce import row_sum, rows_product
 from rfjax.typing import Array, Float, Int
 
-_QUERY_BLOCK = 256
-"""Query tokens computed at a time: bounds the scores to [B, K, 256 * G, S]."""
+_QUERY_BLOCK = 128
+"""Query tokens computed at a time: bounds the scores to [B, K, 128 * G, S]."""
 
 _FUSED_ELEMENTS = 4096
 """XLA's CPU backend computes the softmax of fewer scores in another way (its exponential differs in
