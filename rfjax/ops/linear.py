@@ -26,4 +26,5 @@ def embed(
     token_ids: Int[Array, " T"], weight: Float[Array, "V D"], dtype: jnp.dtype
 ) -> Float[Array, "T D"]:
     """Rows of the embedding table, cast to `dtype`. Ids outside `[0, V)` give rows of NaN."""
-    return weight.at[token_ids].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    rows = weight.at[token_ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return rows.astype(dtype)
