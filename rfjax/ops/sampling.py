@@ -61,7 +61,9 @@ def filter_logits(
         kept = jnp.where(rank < k[:, None], ranked, -jnp.inf)
         probabilities = jax.nn.softmax(kept, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = jnp.where((before < top_p[:, None]) | (rank == 0), kept, jnp.inf)
+        # A top_p of 1 by its value: the rounded sum of the others reaches 1 before the last token.
+        in_mass = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+        kept = jnp.where(in_mass | (rank == 0), kept, jnp.inf)
         kept = jnp.where(kept == -jnp.inf, jnp.inf, kept)
         cutoff = jnp.min(kept, axis=-1, keepdims=True)
         return jnp.where(logits >= cutoff, logits, -jnp.inf)

@@ -1,0 +1,190 @@
+"""Attention against a loop over queries in NumPy f64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rfjax.ops.attention import attention
+from rfjax.ops.mask import Mask
+
+MASKS = (Mask(), Mask("bidirectional"), Mask("window", 5), Mask("chunked", 4))
+
+jitted = jax.jit(attention, static_argnames=("mask", "scale", "keys_are_queries"))
+
+
+def draw(seed, batch, length, n_heads, n_kv, n_keys, size):
+    """q [B, L, N, H], k [B, K, S, H], v [B, K, H, S]."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((batch, length, n_heads, size), np.float32) * 2
+    k = rng.standard_normal((batch, n_kv, n_keys, size), np.float32)
+    v = rng.standard_normal((batch, n_kv, size, n_keys), np.float32)
+    return q, k, v
+
+
+def visible(mask, query, key):
+    if mask.kind == "bidirectional":
+        return True
+    if mask.kind == "window" and query - key >= mask.size:
+        return False
+    if mask.kind == "chunked" and query // mask.size != key // mask.size:
+        return False
+    return key <= query
+
+
+def reference(q, k, v, positions, lengths, mask, scale):
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    batch, length, n_heads, _ = q.shape
+    group = n_heads // k.shape[1]
+    for b in range(batch):
+        for t in range(length):
+            seen = [
+                s for s in range(min(k.shape[2], lengths[b])) if visible(mask, positions[b, t], s)
+            ]
+            if not seen:
+                continue
+            for n in range(n_heads):
+                keys, values = k[b, n // group, seen], v[b, n // group][:, seen]
+                scores = keys @ q[b, t, n] * scale
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = values @ (weights / weights.sum())
+    return out
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
+@pytest.mark.parametrize(("n_heads", "n_kv"), [(1, 1), (4, 4), (6, 2), (8, 1)])
+def test_every_mask_and_grouping(mask, n_heads, n_kv):
+    q, k, v = draw(n_heads, 2, 7, n_heads, n_kv, 13, 8)
+    positions = np.array([[0, 1, 2, 3, 9, 11, 12], [6, 7, 8, 9, 10, 11, 12]], np.int32)
+    lengths = np.array([13, 11], np.int32)
+    found = jitted(q, k, v, query_positions=positions, key_lengths=lengths, mask=mask, scale=0.4)
+    assert found.shape == q.shape
+    assert_allclose(found, reference(q, k, v, positions, lengths, mask, 0.4), atol=2e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    mask=st.sampled_from(MASKS),
+    starts=st.tuples(*[st.integers(0, 9)] * 3),
+    lengths=st.tuples(*[st.integers(0, 12)] * 3),
+)
+def test_ragged_rows(seed, mask, starts, lengths):
+    """Rows at positions of their own, with any number of real keys."""
+    q, k, v = draw(seed, 3, 4, 4, 2, 12, 6)
+    positions = np.array(starts, np.int32)[:, None] + np.arange(4, dtype=np.int32)
+    lengths = np.array(lengths, np.int32)
+    found = jitted(q, k, v, query_positions=positions, key_lengths=lengths, mask=mask, scale=0.5)
+    assert_allclose(found, reference(q, k, v, positions, lengths, mask, 0.5), atol=5e-6)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
+def test_a_query_without_visible_keys_gets_zeros(mask):
+    q, k, v = draw(1, 2, 3, 4, 2, 8, 4)
+    positions = np.array([[0, 1, 2], [0, 1, 2]], np.int32)
+    lengths = np.array([0, 8], np.int32)
+    found = np.asarray(
+        jitted(q, k, v, query_positions=positions, key_lengths=lengths, mask=mask, scale=1.0)
+    )
+    assert_array_equal(found[0], np.zeros_like(found[0]))
+    assert np.abs(found[1]).min() > 0
+
+
+def test_padding_queries_get_zeros_and_change_nothing_else():
+    q, k, v = draw(2, 1, 4, 2, 1, 6, 4)
+    lengths = np.array([6], np.int32)
+    real = np.array([[3, 4, 5, 2]], np.int32)
+    padded = np.array([[3, 4, 5, -1]], np.int32)
+    arguments = {"key_lengths": lengths, "mask": Mask(), "scale": 0.5}
+    whole = np.asarray(jitted(q, k, v, query_positions=real, **arguments))
+    found = np.asarray(jitted(q, k, v, query_positions=padded, **arguments))
+    assert_array_equal(found[:, :3], whole[:, :3])
+    assert_array_equal(found[:, 3], np.zeros_like(found[:, 3]))
+
+
+def test_keys_past_the_length_do_not_count_whatever_they_hold():
+    q, k, v = draw(3, 1, 2, 2, 2, 9, 4)
+    positions = np.array([[7, 8]], np.int32)
+    arguments = {"query_positions": positions, "mask": Mask("bidirectional"), "scale": 0.5}
+    short = np.array([5], np.int32)
+    clean = np.asarray(jitted(q, k, v, key_lengths=short, **arguments))
+    k[:, :, 5:], v[..., 5:] = 1e6, -1e6
+    assert_array_equal(jitted(q, k, v, key_lengths=short, **arguments), clean)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
+def test_blocks_of_queries_across_their_border(mask):
+    """Above 256 queries attention runs in blocks, each over the keys that it can see."""
+    length = 261
+    q, k, v = draw(4, 1, length, 2, 1, length, 4)
+    positions = np.arange(length, dtype=np.int32)[None]
+    lengths = np.array([length - 3], np.int32)
+    expected = reference(q, k, v, positions, lengths, mask, 0.5)
+    for keys_are_queries in (False, True):
+        found = jitted(
+            q,
+            k,
+            v,
+            query_positions=positions,
+            key_lengths=lengths,
+            mask=mask,
+            scale=0.5,
+            keys_are_queries=keys_are_queries,
+        )
+        assert_allclose(found, expected, atol=2e-6)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = draw(5, 1, 3, 2, 1, 3, 4)
+    positions = np.arange(3, dtype=np.int32)[None]
+    lengths = np.array([3], np.int32)
+    found = jitted(
+        q * 1e4, k, v, query_positions=positions, key_lengths=lengths, mask=Mask(), scale=10.0
+    )
+    expected = reference(q * 1e4, k, v, positions, lengths, Mask(), 10.0)
+    assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_dtype_of_the_queries_is_kept():
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in draw(6, 1, 3, 2, 1, 3, 4))
+    positions = jnp.arange(3, dtype=jnp.int32)[None]
+    found = jitted(
+        q,
+        k,
+        v,
+        query_positions=positions,
+        key_lengths=jnp.asarray([3], jnp.int32),
+        mask=Mask(),
+        scale=0.5,
+    )
+    assert found.dtype == jnp.bfloat16
+    wide = (np.asarray(x, np.float32) for x in (q, k, v))
+    expected = reference(*wide, np.asarray(positions), np.array([3]), Mask(), 0.5)
+    assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_row_does_not_depend_on_what_is_beside_it(length, batch):
+    """Bit for bit, in f32 on the CPU: other queries, other sequences."""
+    q, k, v = draw(7, 3, 40, 4, 2, 64, 32)
+    positions = np.broadcast_to(np.arange(20, 60, dtype=np.int32), (3, 40))
+    lengths = np.array([60, 64, 61], np.int32)
+    whole = np.asarray(
+        jitted(q, k, v, query_positions=positions, key_lengths=lengths, mask=Mask(), scale=0.2)
+    )
+    rows, some = slice(1, 1 + batch), slice(11, 11 + length)
+    part = jitted(
+        q[rows, some],
+        k[rows],
+        v[rows],
+        query_positions=positions[rows, some],
+        key_lengths=lengths[rows],
+        mask=Mask(),
+        scale=0.2,
+    )
+    assert_array_equal(part, whole[rows, some])

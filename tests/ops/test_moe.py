@@ -1,0 +1,185 @@
+"""Routing and the grouped expert product against NumPy that computes every expert densely."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rfjax.ops.moe import expert_ffn, route
+
+_D, _F = 6, 5
+
+ffn = jax.jit(expert_ffn, static_argnames="activation")
+
+
+def softmax(logits):
+    weights = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def experts_of(seed, n_experts, width=_D, ffn_width=_F):
+    """Gate and up [E, F, D], down [E, D, F]."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+    return (
+        draw(n_experts, ffn_width, width),
+        draw(n_experts, ffn_width, width),
+        draw(n_experts, width, ffn_width),
+    )
+
+
+def dense(x, weights, chosen, gate, up, down):
+    """Every expert on every token; then the chosen ones' weighted sum."""
+    x = x.astype(np.float64)
+    inner = np.einsum("td,efd->tef", x, gate)
+    inner = inner / (1 + np.exp(-inner)) * np.einsum("td,efd->tef", x, up)
+    every = np.einsum("tef,edf->ted", inner, down)
+    picked = np.take_along_axis(every, chosen[:, :, None], axis=1)
+    return (picked * weights[:, :, None]).sum(1)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 12)).flatmap(
+        lambda te: st.tuples(st.just(te[0]), st.just(te[1]), st.integers(1, te[1]))
+    ),
+    normalize=st.booleans(),
+    scale=st.sampled_from([1.0, 2.5]),
+)
+def test_routing_takes_the_best_and_weighs_them(seed, sizes, normalize, scale):
+    n_tokens, n_experts, n_used = sizes
+    logits = np.random.default_rng(seed).standard_normal((n_tokens, n_experts), np.float32) * 3
+    weights, chosen = route(jnp.asarray(logits), n_used, normalize=normalize, scale=scale)
+    expected = np.argsort(-logits, axis=-1, kind="stable")[:, :n_used]
+    assert_array_equal(chosen, expected)
+    shares = np.take_along_axis(softmax(logits), expected, axis=-1)
+    if normalize:
+        shares = shares / np.maximum(shares.sum(-1, keepdims=True), 2.0**-14)
+    assert_allclose(weights, shares * scale, rtol=1e-5)
+
+
+def test_ties_go_to_distinct_experts():
+    weights, chosen = route(jnp.zeros((3, 6)), 4, normalize=True, scale=1.0)
+    assert all(len(set(row)) == 4 for row in np.asarray(chosen).tolist())
+    assert_allclose(weights, 0.25)
+
+
+def test_far_logits_give_finite_weights():
+    logits = jnp.asarray([[1e4, -1e4, 0.0]])
+    weights, chosen = route(logits, 2, normalize=True, scale=1.0)
+    assert_allclose(weights, [[1.0, 0.0]])
+    assert_array_equal(chosen, [[0, 2]])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    n_tokens=st.sampled_from([1, 2, 3, 17, 65]),
+    experts_used=st.sampled_from([(1, 1), (2, 2), (4, 1), (5, 3), (8, 2)]),
+    spread=st.sampled_from([0.0, 0.1, 20.0]),
+)
+def test_only_the_chosen_experts_count(seed, n_tokens, experts_used, spread):
+    """`spread` of 20 sends nearly all tokens to few experts; 0.1 spreads them."""
+    n_experts, n_used = experts_used
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n_tokens, _D), np.float32)
+    bias = rng.standard_normal((1, n_experts), np.float32) * np.float32(spread)
+    logits = rng.standard_normal((n_tokens, n_experts), np.float32) + bias
+    weights, chosen = route(jnp.asarray(logits), n_used, normalize=True, scale=1.0)
+    tensors = experts_of(seed, n_experts)
+    found = ffn(x, weights, chosen, *tensors, activation="silu")
+    expected = dense(x, np.asarray(weights), np.asarray(chosen), *tensors)
+    assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 300])
+def test_all_tokens_on_one_expert(n_tokens):
+    """The worst balance: nothing is dropped."""
+    x = np.random.default_rng(0).standard_normal((n_tokens, _D), np.float32)
+    chosen = np.full((n_tokens, 1), 6, np.int32)
+    weights = np.linspace(0.1, 1, n_tokens, dtype=np.float32)[:, None]
+    tensors = experts_of(1, 8)
+    found = ffn(x, weights, chosen, *tensors, activation="silu")
+    assert_allclose(found, dense(x, weights, chosen, *tensors), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_nobody_chose_are_not_computed():
+    """Their weights may hold anything."""
+    gate, up, down = experts_of(2, 4)
+    x = np.random.default_rng(3).standard_normal((9, _D), np.float32)
+    chosen = np.tile(np.array([[1, 3]], np.int32), (9, 1))
+    weights = np.full((9, 2), 0.5, np.float32)
+    clean = np.asarray(ffn(x, weights, chosen, gate, up, down, activation="silu"))
+    for tensor in (gate, up, down):
+        tensor[[0, 2]] = np.nan
+    assert_array_equal(ffn(x, weights, chosen, gate, up, down, activation="silu"), clean)
+
+
+def test_the_work_follows_the_tokens_and_not_the_experts():
+    """With many tokens, the rows computed stay near tokens times chosen experts."""
+    n_tokens, n_used, n_experts = 512, 2, 8
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            ((n_tokens, _D), jnp.float32),
+            ((n_tokens, n_used), jnp.float32),
+            ((n_tokens, n_used), jnp.int32),
+            ((n_experts, _F, _D), jnp.float32),
+            ((n_experts, _F, _D), jnp.float32),
+            ((n_experts, _D, _F), jnp.float32),
+        )
+    ]
+    jaxpr = jax.make_jaxpr(lambda *a: expert_ffn(*a, "silu"))(*shapes)
+    (scan,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
+    n_blocks = scan.params["length"]
+    (rows,) = {v.aval.shape[1] for v in scan.invars if v.aval.shape[::2] == (n_blocks, _D)}
+    # At most one block an expert is not full.
+    assert n_blocks * rows <= n_tokens * n_used + n_experts * rows < n_tokens * n_experts
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+def test_a_token_does_not_depend_on_the_tokens_beside_it(rows):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((40, 32), np.float32)
+    logits = rng.standard_normal((40, 8), np.float32)
+    tensors = experts_of(5, 8, 32, 48)
+
+    @jax.jit
+    def layer(x, logits):
+        weights, chosen = route(logits, 2, normalize=True, scale=1.0)
+        return expert_ffn(x, weights, chosen, *tensors, "silu")
+
+    whole = np.asarray(layer(x, logits))
+    part = layer(x[6 : 6 + rows], logits[6 : 6 + rows])
+    assert_allclose(part, whole[6 : 6 + rows], rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_equals_the_dense_one():
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((7, _D), np.float32)
+    logits = rng.standard_normal((7, 4), np.float32)
+    _, chosen = route(jnp.asarray(logits), 2, normalize=True, scale=1.0)
+    tensors = tuple(jnp.asarray(t) for t in experts_of(7, 4))
+
+    def weights_of(logits):
+        return route(logits, 2, normalize=True, scale=1.0)[0]
+
+    def sparse(x, logits, tensors):
+        return jnp.sum(jnp.sin(expert_ffn(x, weights_of(logits), chosen, *tensors, "silu")))
+
+    def every(x, logits, tensors):
+        gate, up, down = tensors
+        inner = jax.nn.silu(jnp.einsum("td,efd->tef", x, gate)) * jnp.einsum("td,efd->tef", x, up)
+        out = jnp.einsum("tef,edf->ted", inner, down)
+        picked = jnp.take_along_axis(out, chosen[:, :, None], axis=1)
+        return jnp.sum(jnp.sin((picked * weights_of(logits)[:, :, None]).sum(1)))
+
+    arguments = (jnp.asarray(x), jnp.asarray(logits), tensors)
+    found = jax.jit(jax.grad(sparse, argnums=(0, 1, 2)))(*arguments)
+    expected = jax.jit(jax.grad(every, argnums=(0, 1, 2)))(*arguments)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_allclose(a, b, rtol=1e-3, atol=1e-4)
