@@ -119,7 +119,7 @@ def _attention_block(
         q = apply_rope(q, cos, sin, layer.rope.pairing)
         k = apply_rope(k, cos, sin, layer.rope.pairing)
         if layer.temperature is not None:
-            steps = jnp.floor(inputs.flat_positions / jnp.float32(layer.temperature.length))
+            steps = (inputs.flat_positions // layer.temperature.length).astype(jnp.float32)
             grown = 1.0 + jnp.log(steps + 1.0) * jnp.float32(layer.temperature.scale)
             q = (q.astype(jnp.float32) * grown[:, None, None]).astype(q.dtype)
     rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
