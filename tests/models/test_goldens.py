@@ -71,7 +71,7 @@ MUTATIONS = {
     "qwen3moe": {"normalize": experts(normalize=False), "used": experts(n_used=2)},
     "mistral3": {
         "log multiplier": rope(log_multiplier=0.0),
-        "betas": rope(beta_fast=32.0),
+        "betas": rope(beta_slow=0.1),
         "temperature": lambda layer: {"temperature": None},
     },
 }

@@ -1,0 +1,126 @@
+"""Logits of every supported conformance model equal llama.cpp's; each mechanism shows in them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rfjax.io.load import load
+from rfjax.models.decoder import forward
+from rfjax.ops.mask import Mask
+
+run = jax.jit(forward, static_argnames="config")
+
+SEEN = 64
+"""Tokens that a mutated model runs over: enough, because these models are causal."""
+
+
+def in_layers(change):
+    """A mutation of every layer's configuration."""
+
+    def mutate(params, config):
+        layers = (dataclasses.replace(layer, **change(layer)) for layer in config.layers)
+        return params, dataclasses.replace(config, layers=tuple(layers))
+
+    return mutate
+
+
+def rope(**fields):
+    return in_layers(lambda layer: {"rope": dataclasses.replace(layer.rope, **fields)})
+
+
+def experts(**fields):
+    return in_layers(lambda layer: {"experts": dataclasses.replace(layer.experts, **fields)})
+
+
+def without(*stems, part=None):
+    """Drops tensors, or their `part`, from every block; or a field of the whole tree."""
+
+    def mutate(params, config):
+        def change(node):
+            kept = {
+                stem: part and dataclasses.replace(getattr(node, stem), **{part: None})
+                for stem in stems
+            }
+            return dataclasses.replace(node, **kept)
+
+        if hasattr(params, stems[0]):
+            return change(params), config
+        return dataclasses.replace(params, blk=tuple(map(change, params.blk))), config
+
+    return mutate
+
+
+BASE = rope(base=50.0)
+HALF = rope(pairing="half")
+INTERLEAVED = rope(pairing="interleaved")
+UNSCALED = rope(scaling="none")
+SCALE = in_layers(lambda layer: {"attention_scale": layer.attention_scale * 1.25})
+WINDOW = in_layers(lambda layer: {"mask": Mask("window", 16)})
+CHUNKED = in_layers(lambda layer: {"mask": Mask("chunked", 24)})
+UNBIASED = without("attn_q", "attn_k", "attn_v", part="bias")
+NO_QK_NORM = without("attn_q_norm", "attn_k_norm")
+UNNORMALIZED = experts(normalize=False)
+
+
+def fewer_experts(params, config):
+    used = config.layers[0].experts.n_used
+    return experts(n_used=used - 1)(params, config)
+
+
+FILES = {
+    "variants/llama-gqa": [HALF, WINDOW],
+    "variants/llama-gqa-tied": [SCALE],
+    "variants/llama-head-dim": [HALF, in_layers(lambda layer: {"attention_scale": 32**-0.5})],
+    "variants/llama-odd-vocab": [CHUNKED],
+    "variants/llama-rope-linear": [UNSCALED, rope(factor=2.0)],
+    "variants/llama-rope-yarn": [UNSCALED, rope(scaling="linear"), rope(original_context=256)],
+    "variants/llama3-rope-factors": [without("rope_freqs")],
+    "variants/mistral3-yarn": [UNSCALED, rope(beta_slow=4.0), rope(log_multiplier=1.0)],
+    "variants/mixtral-8x-top2": [UNNORMALIZED, fewer_experts],
+    "variants/qwen2-gqa": [UNBIASED, INTERLEAVED],
+    "variants/qwen2-gqa-tied": [UNBIASED],
+    "variants/qwen3-gqa": [NO_QK_NORM, INTERLEAVED],
+    "variants/qwen3moe-16-top4": [UNNORMALIZED, fewer_experts],
+    "archs/llama-dense": [BASE],
+    "archs/llama-moe": [fewer_experts],
+    "archs/qwen2-dense": [UNBIASED],
+    "archs/qwen3-dense": [NO_QK_NORM],
+    "archs/qwen3moe-moe": [UNNORMALIZED],
+    "archs/mistral3-dense": [SCALE],
+}
+
+
+def nmse(found, expected):
+    """Squared error over squared size, in f64."""
+    expected = np.asarray(expected, np.float64)
+    return float(((np.asarray(found) - expected) ** 2).sum() / (expected**2).sum())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_logits_equal_llama_cpp_and_notice_every_mechanism(conformance, name):
+    golden = np.load(conformance / f"{name}.npz")
+    tokens, expected = golden["tokens"], golden["logits"]
+    model = load(conformance / f"{name}.gguf")
+    found = np.asarray(run(model.params, tokens, config=model.config))
+    assert nmse(found, expected) <= 1e-8
+    assert (found.argmax(-1) == expected.argmax(-1)).all()
+    for number, mutate in enumerate(FILES[name]):
+        params, config = mutate(model.params, model.config)
+        mutated = run(params, tokens[:SEEN], config=config)
+        assert nmse(mutated, expected[:SEEN]) > 1e-4, f"mutation {number} changes nothing"
+
+
+def test_every_variant_is_among_them(conformance):
+    names = {f"variants/{path.stem}" for path in (conformance / "variants").glob("*.gguf")}
+    assert names <= FILES.keys()
+
+
+@pytest.mark.parametrize("name", ["variants/llama-gqa", "variants/qwen2-gqa"])
+def test_a_scrambled_row_is_noticed(conformance, name):
+    """The comparison sees one wrong position among 160."""
+    golden = np.load(conformance / f"{name}.npz")
+    logits = golden["logits"].copy()
+    logits[100] = logits[101]
+    assert nmse(logits, golden["logits"]) > 1e-4
