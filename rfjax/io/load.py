@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 from typing import Any
 
@@ -181,14 +180,4 @@ def _decode(
     raw = gguf.raw(name)
     if mesh is not None or jax.default_backend() == "cpu":
         return dequantize_numpy(raw, info.type, info.shape).astype(target)
-    return _decode_on_device(jnp.asarray(raw), info.type, info.shape, target)
-
-
-def _decode_on_device(raw: jax.Array, type: Any, shape: tuple[int, ...], target: jnp.dtype):
-    decode = jax.jit(lambda r: dequantize(r, type, shape).astype(target), donate_argnums=(0,))
-    return decode(raw)
-
-
-def parameter_count(spec: Params) -> int:
-    """Number of weights of a model; a tied output projection counts once."""
-    return sum(math.prod(leaf.shape) for leaf in named_leaves(spec).values())
+    return dequantize(jnp.asarray(raw), info.type, info.shape).astype(target)

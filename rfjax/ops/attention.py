@@ -7,8 +7,16 @@ from rfjax.ops.mask import Mask, allowed
 from rfjax.ops.reduce import row_sum, rows_product
 from rfjax.typing import Array, Float, Int
 
-_QUERY_BLOCK = 128
-"""Query tokens computed at a time: bounds the scores to [B, K, 128 * G, S]."""
+_MAX_SCORES = 1 << 26
+"""Most scores held at a time (256 MiB in f32)."""
+
+_SEGMENTS = 4
+"""Parts a long row of queries is cut into, each with only the keys that causality leaves it: a
+quarter of the square above the diagonal is computed in vain instead of all of it. More parts would
+save little and compile longer."""
+
+_LONG = 256
+"""Queries from which cutting pays."""
 
 _FUSED_ELEMENTS = 4096
 """XLA's CPU backend computes the softmax of fewer scores in another way (its exponential differs in
@@ -37,13 +45,15 @@ def attention(
         keys_are_queries: the S keys are the L queries' own tokens at positions 0..L-1, so that a
             block of queries needs no keys behind itself under a causal mask.
     """
-    length, block = q.shape[1], _QUERY_BLOCK
+    length = q.shape[1]
+    causal = keys_are_queries and mask.kind != "bidirectional"
+    segment = -(-length // _SEGMENTS) if causal and length >= _LONG else length
     outputs = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        seen = stop if keys_are_queries and mask.kind != "bidirectional" else k.shape[2]
+    for start in range(0, length, segment):
+        stop = min(start + segment, length)
+        seen = stop if causal else k.shape[2]
         outputs.append(
-            _attend(
+            _in_blocks(
                 q[:, start:stop],
                 k[:, :, :seen],
                 v[:, :, :, :seen],
@@ -54,6 +64,26 @@ def attention(
             )
         )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _in_blocks(q, k, v, query_positions, key_lengths, mask, scale):
+    """Attention for as many queries at a time as `_MAX_SCORES` allows, one block after another."""
+    batch, length, n_heads, head_dim = q.shape
+    block = max(16, _MAX_SCORES // (batch * n_heads * k.shape[2]))
+    if length <= block:
+        return _attend(q, k, v, query_positions, key_lengths, mask, scale)
+    n_blocks = -(-length // block)
+    padding = n_blocks * block - length
+    q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    positions = jnp.pad(query_positions, ((0, 0), (0, padding)), constant_values=-1)
+    out = jax.lax.map(
+        lambda part: _attend(part[0], k, v, part[1], key_lengths, mask, scale),
+        (
+            q.reshape(batch, n_blocks, block, n_heads, head_dim).swapaxes(0, 1),
+            positions.reshape(batch, n_blocks, block).swapaxes(0, 1),
+        ),
+    )
+    return out.swapaxes(0, 1).reshape(batch, -1, n_heads, head_dim)[:, :length]
 
 
 def _attend(q, k, v, query_positions, key_lengths, mask, scale):
