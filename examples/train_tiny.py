@@ -27,8 +27,8 @@ from tiny.vocabulary import BOS, Vocabulary, training_ids
 import rfjax
 from rfjax.errors import RfjaxError
 from rfjax.evals.perplexity import chunk_tokens, perplexity
-from rfjax.io.load import parameter_count, resolve_dtype
-from rfjax.models.params import Params, param_spec
+from rfjax.io.load import resolve_dtype
+from rfjax.models.params import Params, param_spec, parameter_count
 
 NAME = "Shakespeare tiny"
 DESCRIPTION = (

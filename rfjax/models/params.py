@@ -5,6 +5,7 @@ shardings, a random initialisation and the memory estimate are each one map over
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -107,6 +108,11 @@ def named_leaves(tree: Params) -> dict[str, Leaf]:
     """Every leaf by its GGUF tensor name, in the order of the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def parameter_count(spec: Params) -> int:
+    """Number of weights of a model; a tied output projection counts once."""
+    return sum(math.prod(leaf.shape) for leaf in named_leaves(spec).values())
 
 
 def _linear(

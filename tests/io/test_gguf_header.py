@@ -31,7 +31,7 @@ def test_pipe_is_refused_without_waiting(tmp_path):
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
-    def refuse(path, mode):
+    def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
     path = write_gguf(tmp_path / "m.gguf")
