@@ -104,7 +104,9 @@ class _Reader:
                 f"{self.gguf.path}: the vocabulary size is not clear: {listed}; "
                 "expected one number of tokens everywhere. Convert the model again"
             )
-        return next(iter(sizes.values()))
+        size = next(iter(sizes.values()))
+        self.check_size("vocab_size", size)
+        return size
 
     def head_dim(self, d_model: int, n_heads: int) -> int:
         stated = self.gguf.get_int(self.key("attention.key_length"), None)
@@ -129,9 +131,7 @@ class _Reader:
         dimension = self.size("rope.dimension_count", default=head_dim)
         if dimension > head_dim or dimension % 2:
             self.refuse("rope.dimension_count", str(dimension), f"an even number up to {head_dim}")
-        base = self.number("rope.freq_base", default=10000.0)
-        if not base > 0:
-            self.refuse("rope.freq_base", repr(base), "a positive number")
+        base = self.positive("rope.freq_base", default=10000.0)
         kind = self.gguf.get_str(self.key("rope.scaling.type"), "linear")
         if kind not in ("none", "linear", "yarn"):
             raise UnsupportedError(
@@ -147,6 +147,8 @@ class _Reader:
             original = self.size(
                 "rope.scaling.original_context_length", default=self.size("context_length")
             )
+            if not base > 1:
+                self.refuse("rope.freq_base", repr(base), "a number above 1, which YaRN needs")
             return Rope(
                 self.spec.pairing,
                 dimension,
@@ -155,8 +157,8 @@ class _Reader:
                 factor,
                 original_context=original,
                 attention_factor=attention_factor,
-                beta_fast=self.number("rope.scaling.yarn_beta_fast", default=32.0),
-                beta_slow=self.number("rope.scaling.yarn_beta_slow", default=1.0),
+                beta_fast=self.positive("rope.scaling.yarn_beta_fast", default=32.0),
+                beta_slow=self.positive("rope.scaling.yarn_beta_slow", default=1.0),
                 log_multiplier=self.number("rope.scaling.yarn_log_multiplier", default=0.0),
             )
         if kind == "none" or factor == 1.0:
@@ -244,6 +246,13 @@ class _Reader:
             value = self.gguf.get_float(self.key(name), default)
         if not (least <= value < float("inf")):
             self.refuse(name, repr(value), f"a finite number of at least {least}")
+        return value
+
+    def positive(self, name: str, *, default: float) -> float:
+        """A finite float above 0."""
+        value = self.number(name, default=default)
+        if not value > 0:
+            self.refuse(name, repr(value), "a positive number")
         return value
 
     def refuse(self, name: str, got: str, expected: str) -> NoReturn:
