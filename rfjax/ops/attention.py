@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.mask import Mask, allowed
-from rfjax.ops.reduce import row_sum, rows_product
+from rfjax.ops.reduce import copies_for, row_sum, rows_product
 from rfjax.typing import Array, Float, Int
 
 _MAX_SCORES = 1 << 26
@@ -17,10 +17,6 @@ save little and compile longer."""
 
 _LONG = 256
 """Queries from which cutting pays."""
-
-_FUSED_ELEMENTS = 4096
-"""XLA's CPU backend computes the softmax of fewer scores in another way (its exponential differs in
-the last bit), so that f32 queries are repeated up to this many: only tiny models ever are."""
 
 
 def attention(
@@ -92,8 +88,8 @@ def _attend(q, k, v, query_positions, key_lengths, mask, scale):
     group = n_heads // n_kv
 
     copies = 1
-    if q.dtype == jnp.float32:
-        copies = -(-_FUSED_ELEMENTS // (batch * length * n_heads * n_keys))
+    if q.dtype == jnp.float32:  # so that the softmax below is always computed in one way
+        copies = copies_for(batch * length * n_heads * n_keys)
     if copies > 1:
         q = jax.lax.optimization_barrier(jnp.concatenate([q] * copies, axis=1))
         query_positions = jnp.concatenate([query_positions] * copies, axis=1)
@@ -117,7 +113,8 @@ def _attend(q, k, v, query_positions, key_lengths, mask, scale):
     rows = weights.reshape(batch, n_kv, length * group, n_keys)
     out = rows_product(rows.astype(v.dtype), v)
     out = out.reshape(batch, n_kv, length, group, head_dim)
-    out = out / jnp.maximum(total, jnp.float32(1e-30))
+    # By the reciprocal: XLA turns the division into that or not, depending on the shape.
+    out = out * (1.0 / jnp.maximum(total, jnp.float32(1e-30)))
     out = out.transpose(0, 2, 1, 3, 4).reshape(batch, length, n_heads, head_dim)
     if copies > 1:
         out = jax.lax.optimization_barrier(out)[:, : length // copies]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from rfjax.ops.activation import gated
 from rfjax.ops.linear import linear
-from rfjax.ops.reduce import row_sum
+from rfjax.ops.reduce import exp_below_best, row_sum
 from rfjax.typing import Array, Float, Int
 
 _MAX_BLOCK = 128
@@ -25,10 +25,13 @@ def route(
     best, experts = jax.lax.top_k(logits, n_used)
     # The maximum by top_k: XLA's CPU backend fuses a reduction with the exponential, and computes
     # both in another way, for large arrays only.
-    weights = jnp.exp(best - best[:, :1]) / row_sum(jnp.exp(logits - best[:, :1]))
+    weights = exp_below_best(best, best[:, :1])
+    # By the reciprocal, here and below: XLA turns some divisions by a row's sum into that anyway,
+    # depending on the shape.
+    weights = weights * (1.0 / row_sum(exp_below_best(logits, best[:, :1])))
     if normalize:
         total = row_sum(weights)
-        weights = weights / jnp.maximum(total, jnp.float32(2.0**-14))
+        weights = weights * (1.0 / jnp.maximum(total, jnp.float32(2.0**-14)))
     return weights * jnp.float32(scale), experts.astype(jnp.int32)
 
 

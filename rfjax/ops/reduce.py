@@ -5,6 +5,15 @@ import jax.numpy as jnp
 
 from rfjax.typing import Array, Float
 
+_SMALL = 4096
+"""XLA's CPU backend computes exponentials of fewer elements in another way, which differs in the
+last bit. Where that matters, rows are repeated up to this many elements."""
+
+
+def copies_for(n_elements: int) -> int:
+    """How often an array of that size must be repeated for its exponentials to be the usual."""
+    return -(-_SMALL // n_elements)
+
 
 def rows_product(x: Float[Array, "*B M K"], w: Float[Array, "*B N K"]) -> Float[Array, "*B M N"]:
     """`x @ w.T` over the last two axes, accumulated and returned in f32.
@@ -47,3 +56,14 @@ def row_sum(x: Float[Array, "*B S"]) -> Float[Array, "*B 1"]:
         return jnp.sum(x, axis=-1, keepdims=True)
 
     return jax.lax.platform_dependent(x, cpu=by_product, default=by_reduction)
+
+
+def exp_below_best(x: Float[Array, "T E"], best: Float[Array, "T 1"]) -> Float[Array, "T E"]:
+    """`exp(x - best)` of few f32 elements a row, the same whatever the number of rows."""
+    rows, copies = x.shape[0], copies_for(x.size)
+    if copies == 1:
+        return jnp.exp(x - best)
+    x, best = jax.lax.optimization_barrier(
+        (jnp.concatenate([x] * copies), jnp.concatenate([best] * copies))
+    )
+    return jax.lax.optimization_barrier(jnp.exp(x - best))[:rows]
