@@ -53,25 +53,16 @@ def experts(**fields):
 
 
 MUTATIONS = {
-    "llama": {
-        "base": rope(base=400000.0),
-        "pairing": rope(pairing="half"),
-        "scale": lambda layer: {"attention_scale": layer.attention_scale * 1.1},
-    },
+    "llama": {"base": rope(base=400000.0), "pairing": rope(pairing="half")},
     "llama-yarn": {
         "none": rope(scaling="none"),
-        "linear": rope(scaling="linear"),
         "attention factor": rope(attention_factor=1.0),
-        "original context": rope(original_context=64),
         "betas": rope(beta_fast=8.0, beta_slow=2.0),
     },
     "llama-linear-tied": {"none": rope(scaling="none")},
-    "mixtral": {"normalize": experts(normalize=False), "used": experts(n_used=3)},
-    "qwen2": {"pairing": rope(pairing="interleaved")},
-    "qwen3moe": {"normalize": experts(normalize=False), "used": experts(n_used=2)},
+    "qwen3moe": {"normalize": experts(normalize=False)},
     "mistral3": {
         "log multiplier": rope(log_multiplier=0.0),
-        "betas": rope(beta_slow=0.1),
         "temperature": lambda layer: {"temperature": None},
     },
 }
@@ -102,10 +93,7 @@ def without(tree, *path):
     [
         ("llama", ("rope_freqs",)),
         ("llama", ("blk", "attn_output", "bias")),
-        ("llama", ("blk", "ffn_gate", "bias")),
-        ("llama", ("blk", "ffn_up", "bias")),
         ("llama", ("blk", "ffn_down", "bias")),
-        ("qwen2", ("blk", "attn_q", "bias")),
         ("qwen2", ("blk", "attn_v", "bias")),
         ("qwen3", ("blk", "attn_q_norm")),
     ],

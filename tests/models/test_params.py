@@ -8,7 +8,7 @@ from support.random_model import Shape, random_model
 
 from rfjax.io.gguf import read_gguf
 from rfjax.models.configure import configure
-from rfjax.models.params import ParamSpec, named_leaves, param_spec
+from rfjax.models.params import ParamSpec, named_leaves, param_spec, parameter_count
 from rfjax.sharding import MESH_AXES
 
 BIASES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -38,6 +38,14 @@ def test_leaves_are_the_tensors_of_the_file(tmp_path, name):
         assert set(leaf.axes) <= {*MESH_AXES, "embed", None}
         narrow = path.endswith(".weight") and len(leaf.shape) > 1 and "ffn_gate_inp" not in path
         assert leaf.wide is not narrow
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_count_once(tmp_path, tied):
+    metadata, tensors = random_model(Shape(tied=tied))
+    file = read_gguf(write_gguf(tmp_path / "m.gguf", metadata, tensors))
+    count = parameter_count(param_spec(configure(file)))
+    assert count == sum(tensor.size for tensor in tensors.values())
 
 
 def test_the_output_bias_of_qwen2(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rfjax.ops import attention as attention_module
 from rfjax.ops.attention import attention
 from rfjax.ops.mask import Mask
 
@@ -117,25 +118,35 @@ def test_keys_past_the_length_do_not_count_whatever_they_hold():
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
-def test_blocks_of_queries_across_their_border(mask):
-    """Above 256 queries attention runs in blocks, each over the keys that it can see."""
+def test_segments_of_a_long_row(mask):
+    """From 256 queries on, each segment runs over the keys that causality leaves it."""
     length = 261
     q, k, v = draw(4, 1, length, 2, 1, length, 4)
     positions = np.arange(length, dtype=np.int32)[None]
     lengths = np.array([length - 3], np.int32)
+    arguments = {"query_positions": positions, "key_lengths": lengths, "mask": mask, "scale": 0.5}
     expected = reference(q, k, v, positions, lengths, mask, 0.5)
-    for keys_are_queries in (False, True):
-        found = jitted(
-            q,
-            k,
-            v,
-            query_positions=positions,
-            key_lengths=lengths,
-            mask=mask,
-            scale=0.5,
-            keys_are_queries=keys_are_queries,
-        )
-        assert_allclose(found, expected, atol=2e-6)
+    assert_allclose(jitted(q, k, v, **arguments), expected, atol=2e-6)
+    assert_allclose(jitted(q, k, v, keys_are_queries=True, **arguments), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [31, 32, 33])
+def test_blocks_where_scores_would_take_too_much(monkeypatch, length):
+    """Blocks of 16 queries, the last one padded, and none of them sees it."""
+    q, k, v = draw(8, 2, length, 2, 1, 40, 4)
+    positions = np.stack([np.arange(length), np.arange(40 - length, 40)]).astype(np.int32)
+    lengths = np.array([40, 37], np.int32)
+    expected = reference(q, k, v, positions, lengths, Mask("window", 9), 0.5)
+    monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
+    found = attention_module.attention(
+        *map(jnp.asarray, (q, k, v)),
+        query_positions=jnp.asarray(positions),
+        key_lengths=jnp.asarray(lengths),
+        mask=Mask("window", 9),
+        scale=0.5,
+    )
+    assert found.shape == q.shape
+    assert_allclose(found, expected, atol=2e-6)
 
 
 def test_large_scores_do_not_overflow():
@@ -167,8 +178,7 @@ def test_the_dtype_of_the_queries_is_kept():
     assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 16])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("length", "batch"), [(1, 1), (1, 2), (2, 1), (3, 2), (16, 1)])
 def test_a_row_does_not_depend_on_what_is_beside_it(length, batch):
     """Bit for bit, in f32 on the CPU: other queries, other sequences."""
     q, k, v = draw(7, 3, 40, 4, 2, 64, 32)

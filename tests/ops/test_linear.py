@@ -42,7 +42,7 @@ def test_linear_keeps_the_dtype_of_x_and_sums_in_f32():
     assert_array_equal(found.astype(jnp.float32), [[4096.0, 4160.0]])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
 def test_a_row_of_linear_does_not_depend_on_the_rows_beside_it(rows):
     """Bit for bit, in f32 on the CPU: what makes prefill equal decode."""
     x, weight, bias = arrays(np.random.default_rng(1), 40, 96, 56)

@@ -13,6 +13,7 @@ from rfjax.ops.moe import expert_ffn, route
 _D, _F = 6, 5
 
 ffn = jax.jit(expert_ffn, static_argnames="activation")
+router = jax.jit(route, static_argnums=1, static_argnames=("normalize",))
 
 
 def softmax(logits):
@@ -44,16 +45,14 @@ def dense(x, weights, chosen, gate, up, down):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
-    sizes=st.tuples(st.integers(1, 9), st.integers(1, 12)).flatmap(
-        lambda te: st.tuples(st.just(te[0]), st.just(te[1]), st.integers(1, te[1]))
-    ),
+    sizes=st.sampled_from([(1, 1, 1), (9, 2, 1), (7, 12, 5), (4, 6, 6)]),
     normalize=st.booleans(),
     scale=st.sampled_from([1.0, 2.5]),
 )
 def test_routing_takes_the_best_and_weighs_them(seed, sizes, normalize, scale):
     n_tokens, n_experts, n_used = sizes
     logits = np.random.default_rng(seed).standard_normal((n_tokens, n_experts), np.float32) * 3
-    weights, chosen = route(jnp.asarray(logits), n_used, normalize=normalize, scale=scale)
+    weights, chosen = router(logits, n_used, normalize=normalize, scale=scale)
     expected = np.argsort(-logits, axis=-1, kind="stable")[:, :n_used]
     assert_array_equal(chosen, expected)
     shares = np.take_along_axis(softmax(logits), expected, axis=-1)
@@ -63,33 +62,32 @@ def test_routing_takes_the_best_and_weighs_them(seed, sizes, normalize, scale):
 
 
 def test_ties_go_to_distinct_experts():
-    weights, chosen = route(jnp.zeros((3, 6)), 4, normalize=True, scale=1.0)
+    weights, chosen = router(jnp.zeros((3, 6)), 4, normalize=True, scale=1.0)
     assert all(len(set(row)) == 4 for row in np.asarray(chosen).tolist())
     assert_allclose(weights, 0.25)
 
 
 def test_far_logits_give_finite_weights():
     logits = jnp.asarray([[1e4, -1e4, 0.0]])
-    weights, chosen = route(logits, 2, normalize=True, scale=1.0)
+    weights, chosen = router(logits, 2, normalize=True, scale=1.0)
     assert_allclose(weights, [[1.0, 0.0]])
     assert_array_equal(chosen, [[0, 2]])
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
-    n_tokens=st.sampled_from([1, 2, 3, 17, 65]),
-    experts_used=st.sampled_from([(1, 1), (2, 2), (4, 1), (5, 3), (8, 2)]),
+    sizes=st.sampled_from([(1, 5, 3), (2, 1, 1), (3, 2, 2), (17, 4, 1), (65, 8, 2)]),
     spread=st.sampled_from([0.0, 0.1, 20.0]),
 )
-def test_only_the_chosen_experts_count(seed, n_tokens, experts_used, spread):
+def test_only_the_chosen_experts_count(seed, sizes, spread):
     """`spread` of 20 sends nearly all tokens to few experts; 0.1 spreads them."""
-    n_experts, n_used = experts_used
+    n_tokens, n_experts, n_used = sizes
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n_tokens, _D), np.float32)
     bias = rng.standard_normal((1, n_experts), np.float32) * np.float32(spread)
     logits = rng.standard_normal((n_tokens, n_experts), np.float32) + bias
-    weights, chosen = route(jnp.asarray(logits), n_used, normalize=True, scale=1.0)
+    weights, chosen = router(logits, n_used, normalize=True, scale=1.0)
     tensors = experts_of(seed, n_experts)
     found = ffn(x, weights, chosen, *tensors, activation="silu")
     expected = dense(x, np.asarray(weights), np.asarray(chosen), *tensors)
@@ -141,7 +139,7 @@ def test_the_work_follows_the_tokens_and_not_the_experts():
     assert n_blocks * rows <= n_tokens * n_used + n_experts * rows < n_tokens * n_experts
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_a_token_does_not_depend_on_the_tokens_beside_it(rows):
     rng = np.random.default_rng(4)
     x = rng.standard_normal((40, 32), np.float32)
@@ -162,7 +160,7 @@ def test_the_gradient_equals_the_dense_one():
     rng = np.random.default_rng(6)
     x = rng.standard_normal((7, _D), np.float32)
     logits = rng.standard_normal((7, 4), np.float32)
-    _, chosen = route(jnp.asarray(logits), 2, normalize=True, scale=1.0)
+    chosen = np.argsort(-logits, axis=-1)[:, :2].astype(np.int32)
     tensors = tuple(jnp.asarray(t) for t in experts_of(7, 4))
 
     def weights_of(logits):

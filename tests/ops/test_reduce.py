@@ -27,7 +27,7 @@ def test_rows_product_of_bf16_is_f32():
     assert found.dtype == jnp.float32 and found[0, 0] == 512
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 16, 31])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
 def test_rows_of_a_product_do_not_depend_on_their_number(rows):
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 64, 128), np.float32)
