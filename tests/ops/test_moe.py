@@ -160,7 +160,7 @@ def test_the_gradient_equals_the_dense_one():
     rng = np.random.default_rng(6)
     x = rng.standard_normal((7, _D), np.float32)
     logits = rng.standard_normal((7, 4), np.float32)
-    chosen = np.argsort(-logits, axis=-1)[:, :2].astype(np.int32)
+    chosen = jnp.asarray(np.argsort(-logits, axis=-1)[:, :2].astype(np.int32))
     tensors = tuple(jnp.asarray(t) for t in experts_of(7, 4))
 
     def weights_of(logits):
