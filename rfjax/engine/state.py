@@ -11,8 +11,9 @@ from rfjax.models.attention_inputs import AttentionInputs
 from rfjax.models.config import ModelConfig
 from rfjax.models.decoder import hidden_states, project
 from rfjax.models.params import Params
+from rfjax.ops.reduce import exp_below_best, row_sum
 from rfjax.ops.sampling import SamplingState, sample
-from rfjax.typing import Array, Int
+from rfjax.typing import Array, Float, Int
 
 
 @struct.dataclass
@@ -58,6 +59,14 @@ def prefill(
     return dataclasses.replace(state, cache=cache)
 
 
+def chosen_logprobs(logits: Float[Array, "B V"], chosen: Int[Array, " B"]) -> Float[Array, " B"]:
+    """`log softmax(logits)[chosen]` of every row, f32, the same whatever rows are beside it."""
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    total = row_sum(exp_below_best(logits, best))
+    wanted = jnp.take_along_axis(logits, chosen[:, None], axis=-1)
+    return (wanted - best - jnp.log(total))[:, 0]
+
+
 def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> DecodeState:
     """One token more for every sequence that is not finished."""
     batch = jnp.arange(state.tokens.shape[0])
@@ -71,7 +80,7 @@ def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> D
     assert cache is not None
     logits = project(params, hidden, config=config)
     chosen = sample(logits, state.sampling, state.lengths)
-    logprobs = jax.nn.log_softmax(logits, axis=-1)[batch, chosen]
+    logprobs = chosen_logprobs(logits, chosen)
 
     slot = jnp.where(state.finished, state.tokens.shape[1], state.lengths)
     lengths = state.lengths + (~state.finished).astype(jnp.int32)
