@@ -93,9 +93,10 @@ def llama_cpp_logits(path: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
     lib.llama_backend_init()
     model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     settings = lib.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = settings.n_ubatch = 256
-    settings.type_k = settings.type_v = 0  # F32
-    settings.flash_attn_type = 0
+    f32, off = 0, 0  # of enums ggml_type and llama_flash_attn_type
+    sizes = {"n_ctx": 256, "n_batch": 256, "n_ubatch": 256}
+    for field, value in (sizes | {"type_k": f32, "type_v": f32, "flash_attn_type": off}).items():
+        setattr(settings, field, value)
     context = lib.llama_init_from_model(model, settings)
     batch = lib.llama_batch_init(len(tokens), 0, 1)
     batch.n_tokens = len(tokens)
