@@ -29,7 +29,8 @@ class EngineConfig:
         chunk = self.prefill_chunk
         if chunk & (chunk - 1) or chunk < 16:
             raise ConfigError(f"prefill_chunk: got {chunk}, expected a power of two from 16 up")
-        if self.max_context is not None and self.max_context < 2:
+        context = self.max_context
+        if context is not None and (type(context) is not int or context < 2):
             raise ConfigError(
-                f"max_context: got {self.max_context}, expected at least 2 tokens, or None"
+                f"max_context: got {context!r}, expected an integer of at least 2, or None"
             )

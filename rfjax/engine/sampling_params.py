@@ -1,6 +1,7 @@
 """What a user asks of one generation."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from rfjax.errors import RequestError
 
@@ -39,6 +40,10 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.stop_token_ids, Iterable):
+            raise RequestError(
+                f"stop_token_ids: got {self.stop_token_ids!r}, expected a sequence of token ids"
+            )
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
@@ -47,6 +52,8 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, _MAX_SEED)
         for token in self.stop_token_ids:
             _check_int("stop_token_ids", token, 0, 2**31 - 1)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos: got {self.ignore_eos!r}, expected True or False")
         _check("temperature", self.temperature, 0.0, 100.0)
         _check("top_p", self.top_p, 0.0, 1.0, above=True)
         _check("min_p", self.min_p, 0.0, 1.0)

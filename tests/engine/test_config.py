@@ -15,6 +15,7 @@ from rfjax.errors import ConfigError
         ("prefill_chunk", 100),
         ("prefill_chunk", 8),
         ("max_context", 1),
+        ("max_context", 20.5),
     ],
 )
 def test_a_size_out_of_range_is_refused(field, value):

@@ -28,6 +28,8 @@ from rfjax.errors import RequestError
         ("seed", 2**32),
         ("stop_token_ids", (-1,)),
         ("stop_token_ids", ("a",)),
+        ("stop_token_ids", 5),
+        ("ignore_eos", "no"),
     ],
 )
 def test_a_value_out_of_range_is_refused(field, value):
