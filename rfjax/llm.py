@@ -1,14 +1,21 @@
 """The main class: one model file, ready to generate and to be measured."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from rfjax.engine.compilation_cache import enable_compilation_cache
 from rfjax.engine.config import EngineConfig
-from rfjax.engine.request import Request, RequestOutput, StreamOutput, make_request
+from rfjax.engine.request import (
+    Request,
+    RequestOutput,
+    StreamOutput,
+    as_token_ids,
+    make_request,
+)
 from rfjax.engine.runner import Progress, Runner
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import ConfigError, RequestError
@@ -91,8 +98,8 @@ class LLM:
 
         Raises:
             RequestError: an empty or too long prompt, ids outside the vocabulary, text for a
-                model without tokenizer, or numbers of prompts and parameters that differ. Raised
-                before anything runs.
+                model without tokenizer, what is neither text nor ids, or numbers of prompts and
+                parameters that differ. Raised before anything runs.
             CapacityError: the cache would not fit in free memory.
         """
         listed = _as_list(prompts)
@@ -188,7 +195,7 @@ class LLM:
         if isinstance(prompt, str):
             ids = self._need_tokenizer().encode(prompt) if prompt else []
         else:
-            ids = [int(token) for token in prompt]
+            ids = as_token_ids(prompt)
         end_ids = frozenset() if self.tokenizer is None else self.tokenizer.eog_ids
         return make_request(
             ids,
@@ -223,6 +230,8 @@ def _finish_reason(ids: list[int], request: Request):
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray):
+        return [prompts]  # refused with the prompts themselves
     listed: list[Any] = list(prompts)
     if listed and not any(hasattr(p, "__len__") for p in listed):
         return [listed]  # one prompt of token ids
@@ -234,6 +243,11 @@ def _params_for(
 ) -> list[SamplingParams]:
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * len(prompts)
+    if not all(isinstance(params, SamplingParams) for params in given):
+        raise RequestError(
+            f"sampling parameters: got {reprlib.repr(given)}, expected rfjax.SamplingParams, one "
+            "for all prompts or a list of one each"
+        )
     if len(given) != len(prompts):
         raise RequestError(
             f"{len(prompts)} prompts and {len(given)} sampling parameters: give one for all, or "

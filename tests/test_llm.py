@@ -105,6 +105,13 @@ def test_chat_goes_through_the_files_template(llm):
         (["fine", ""], "prompt is empty"),
         ("a" * 400, "the context holds 256"),
         ([[100000]], "outside the vocabulary"),
+        ([1.7, 2.2], "token ids, which are integers: got"),
+        ([[True]], "token ids, which are integers: got"),
+        (b"bytes", "token ids, which are integers: got b'bytes'"),
+        ([b"bytes"], "token ids, which are integers: got b'bytes'"),
+        ([["text", "text"]], "token ids, which are integers: got"),
+        ([1, "text"], "token ids, which are integers: got 1"),
+        (None, "token ids, which are integers: got None"),
     ],
 )
 def test_a_bad_prompt_is_refused_before_anything_runs(llm, monkeypatch, prompts, message):
@@ -116,6 +123,19 @@ def test_a_bad_prompt_is_refused_before_anything_runs(llm, monkeypatch, prompts,
 def test_numbers_of_prompts_and_parameters_must_agree(llm):
     with pytest.raises(RequestError, match="2 prompts and 1 sampling parameters"):
         llm.generate(["a", "b"], [GREEDY])
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, [None], [{"temperature": 0.0}]])
+def test_what_is_no_sampling_parameters_is_refused(llm, params):
+    with pytest.raises(RequestError, match=r"expected rfjax\.SamplingParams"):
+        llm.generate(["a"], params)
+
+
+def test_token_ids_may_be_numpy_arrays(llm):
+    ids = [1, 270, 300]
+    whole = llm.generate([ids, ids], GREEDY)
+    assert llm.generate(np.array([ids, ids]), GREEDY) == whole
+    assert llm.generate(np.array(ids), GREEDY) == whole[:1]
 
 
 def test_a_context_beyond_the_models_is_refused(tiny_llama_path):

@@ -1,8 +1,10 @@
 """Requests and their results, on the host. No JAX."""
 
 import dataclasses
+import operator
+import reprlib
 import secrets
-from typing import Literal
+from typing import Any, Literal
 
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import RequestError
@@ -60,6 +62,25 @@ class StreamOutput:
     finish_reason: FinishReason | None
 
 
+def as_token_ids(prompt: Any) -> list[int]:
+    """A prompt of token ids as plain integers; numpy's and JAX's are accepted.
+
+    Raises:
+        RequestError: it is no sequence of integers.
+    """
+    if not isinstance(prompt, bytes | bytearray):
+        try:
+            ids = list(prompt)
+            if not any(isinstance(token, bool) for token in ids):
+                return [operator.index(token) for token in ids]
+        except TypeError:
+            pass  # not iterable, or holds what is no integer
+    raise RequestError(
+        f"a prompt is a text or a sequence of token ids, which are integers: got "
+        f"{reprlib.repr(prompt)}"
+    )
+
+
 def make_request(
     token_ids: list[int],
     params: SamplingParams,
@@ -87,7 +108,8 @@ def make_request(
     if len(token_ids) >= max_context:
         raise RequestError(
             f"the prompt has {len(token_ids)} tokens, and the context holds {max_context} with "
-            "at least one of output: shorten the prompt, or raise max_context up to the model's"
+            "at least one of output: shorten the prompt, or raise max_context where it is below "
+            "the model's"
         )
     room = max_context - len(token_ids)
     wanted = room if params.max_tokens is None else min(room, params.max_tokens)

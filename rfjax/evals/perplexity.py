@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
 from rfjax.io.load import Model
 from rfjax.models.attention_inputs import whole_rows
@@ -120,13 +121,8 @@ def chunk_tokens(
     """Disjoint chunks, int32 `[n_chunks, n_ctx]`, the first token of each replaced by `bos_id`.
 
     Raises:
-        RequestError: fewer than `2 * n_ctx` tokens, or a context or number of chunks that makes
-            no sense.
+        RequestError: fewer than `2 * n_ctx` tokens.
     """
-    if n_ctx < 4:
-        raise RequestError(f"n_ctx: got {n_ctx}, expected at least 4 tokens")
-    if chunks is not None and chunks < 1:
-        raise RequestError(f"chunks: got {chunks}, expected at least 1, or None for all")
     if len(token_ids) < 2 * n_ctx:
         raise RequestError(
             f"the text has {len(token_ids)} tokens, and a context of {n_ctx} needs at least "
@@ -160,22 +156,24 @@ def perplexity(
         on_chunk: called with (chunk number from 1, number of chunks, running estimate).
 
     Raises:
-        RequestError: text too short for the context, context longer than the model's, or ids
-            outside the vocabulary.
+        RequestError: text too short for the context, context longer than the model's, ids
+            outside the vocabulary, or a size that is no integer or too small.
     """
     config = model.config
+    _check_count("n_ctx", n_ctx, least=4)
+    _check_count("chunks", chunks, least=1, optional=True)
+    _check_count("batch_size", batch_size, least=1, optional=True)
     if n_ctx > config.context_length:
         raise RequestError(
             f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
         )
-    if batch_size is not None and batch_size < 1:
-        raise RequestError(f"batch_size: got {batch_size}, expected at least 1")
     token_ids, bos_id = _tokenize(model, text)
-    rows = chunk_tokens(token_ids, n_ctx, chunks, bos_id)
-    if rows.min() < 0 or rows.max() >= config.vocab_size:
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= config.vocab_size):
         raise RequestError(
-            f"token ids from {rows.min()} to {rows.max()}: expected 0 to {config.vocab_size - 1}"
+            f"token ids from {min(token_ids)} to {max(token_ids)}: expected 0 to "
+            f"{config.vocab_size - 1}"
         )
+    rows = chunk_tokens(token_ids, n_ctx, chunks, bos_id)
     sums, running = RunningPerplexity(), []
     for nll in _score_rows(model, rows, batch_size or max(1, _TOKENS_PER_BATCH // n_ctx)):
         sums.add(nll)
@@ -193,12 +191,20 @@ def perplexity(
     )
 
 
-def _tokenize(model: Model, text: str | Sequence[int]) -> tuple[Sequence[int], int | None]:
+def _check_count(name: str, value: int | None, *, least: int, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        hint = ", or None" if optional else ""
+        raise RequestError(f"{name}: got {value!r}, expected an integer of at least {least}{hint}")
+
+
+def _tokenize(model: Model, text: str | Sequence[int]) -> tuple[list[int], int | None]:
     """Token ids, and the BOS that starts every chunk where the vocabulary adds one."""
     tokenizer = model.tokenizer
     bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
     if not isinstance(text, str):
-        return list(text), bos_id
+        return as_token_ids(text), bos_id
     if tokenizer is None:
         raise RequestError(f"{model.path} has no tokenizer: give token ids instead of text")
     return tokenizer.encode(text), bos_id

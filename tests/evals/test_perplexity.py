@@ -119,9 +119,12 @@ def _equations(jaxpr):
     "arguments, message",
     [
         ({"n_ctx": 64}, "the text has 100 tokens, and a context of 64 needs at least 128"),
-        ({"n_ctx": 3}, "n_ctx: got 3, expected at least 4"),
+        ({"n_ctx": 3}, "n_ctx: got 3, expected an integer of at least 4"),
+        ({"n_ctx": "16"}, "n_ctx: got '16', expected an integer"),
+        ({"n_ctx": 16.0}, "n_ctx: got 16.0, expected an integer"),
         ({"n_ctx": 257}, "the model's context holds 256"),
         ({"n_ctx": 16, "chunks": 0}, "chunks: got 0"),
+        ({"n_ctx": 16, "chunks": 1.5}, "chunks: got 1.5"),
         ({"n_ctx": 16, "batch_size": 0}, "batch_size: got 0"),
     ],
 )
@@ -131,5 +134,13 @@ def test_what_cannot_be_scored_is_refused(model, arguments, message):
 
 
 def test_ids_outside_the_vocabulary_are_refused(model):
-    with pytest.raises(RequestError, match="token ids from 1 to 99999"):
+    with pytest.raises(RequestError, match="token ids from 5 to 99999"):
         perplexity(model, [5] * 31 + [99999], n_ctx=16)
+    with pytest.raises(RequestError, match=f"token ids from 5 to {2**40}"):
+        perplexity(model, [5] * 31 + [2**40], n_ctx=16)
+
+
+@pytest.mark.parametrize("text", [[5.5] * 40, ["a", "b"] * 20, b"bytes" * 10, None])
+def test_what_is_neither_text_nor_ids_is_refused(model, text):
+    with pytest.raises(RequestError, match="token ids, which are integers"):
+        perplexity(model, text, n_ctx=16)
