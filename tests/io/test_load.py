@@ -178,9 +178,13 @@ def test_a_dtype_is_for_matrices_and_activations_only(path):
     for name, leaf in named_leaves(model.params).items():
         wide = "norm" in name or "ffn_gate_inp" in name
         assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), name
+
+
+def test_logits_in_bfloat16_are_near_those_in_f32(path):
+    save(path, Shape(biases=("attn_q",)))
     tokens = random_tokens(0, 20, 40)
-    exact = load(path)
-    found = run(model.params, tokens, config=model.config)
+    exact, narrow = load(path), load(path, dtype="bfloat16")
+    found = run(narrow.params, tokens, config=narrow.config)
     assert found.dtype == jnp.float32
     expected = np.asarray(run(exact.params, tokens, config=exact.config))
     error = ((np.asarray(found) - expected) ** 2).sum() / (expected**2).sum()
