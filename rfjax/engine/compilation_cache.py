@@ -1,22 +1,49 @@
 """JAX's persistent compilation cache, on unless the user has set one or turned it off."""
 
+import logging
+import os
 import pathlib
 
 import jax
 
+logger = logging.getLogger(__name__)
 
-def compilation_cache_folder() -> pathlib.Path:
-    """The folder of compiled programs: the one JAX is configured with, or else the user's."""
+
+def compilation_cache_folder() -> pathlib.Path | None:
+    """The folder of compiled programs: the one JAX is configured with, or else the user's.
+
+    None where the user has no home directory, as in some containers.
+    """
     configured = jax.config.values["jax_compilation_cache_dir"]
-    return pathlib.Path(configured or pathlib.Path.home() / ".cache" / "rfjax" / "xla")
+    if configured:
+        return pathlib.Path(configured)
+    try:
+        return pathlib.Path.home() / ".cache" / "rfjax" / "xla"
+    except RuntimeError:
+        return None
 
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, so that the next start is fast.
 
     Does nothing when JAX is already configured with a folder of its own (for example through
-    its environment variable), or with `jax_enable_compilation_cache` off.
+    its environment variable), or where the user's folder cannot be written: programs are then
+    compiled anew.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(compilation_cache_folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = compilation_cache_folder()
+    if folder is None or not _make_writable(folder):
+        logger.info("no compilation cache: %s", folder or "no home directory")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _make_writable(folder: pathlib.Path) -> bool:
+    """Make a folder where it is missing; whether files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
