@@ -9,7 +9,9 @@ import os
 import pathlib
 import platform
 import re
+from typing import Any
 
+from rfjax.errors import ConfigError
 from rfjax.ops.dispatch import OPS, Choice, choose
 
 _PACKAGES = (
@@ -110,8 +112,8 @@ def diagnose(root: pathlib.Path = pathlib.Path("/")) -> Diagnosis:
         dtype, cache_folder, settings = _defaults()
     except ImportError as error:
         problems.append(f"JAX cannot be imported: {error}")
-    except RuntimeError as error:  # what JAX raises when no backend starts
-        problems.append(f"JAX finds no usable device: {error}")
+    except ConfigError as error:
+        problems.append(str(error))
     warnings = _warnings(packages, plugins, hardware, devices, settings, root)
     if cache_folder is not None and not _writable(pathlib.Path(cache_folder)):
         warnings.append(
@@ -132,6 +134,22 @@ def diagnose(root: pathlib.Path = pathlib.Path("/")) -> Diagnosis:
         warnings=tuple(warnings),
         hints=tuple(_hints(hardware, devices)),
     )
+
+
+def find_devices() -> list[Any]:
+    """The `jax.Device`s that models would run on.
+
+    Raises:
+        ConfigError: there are none; says what JAX says.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where a platform is asked for by name and its plugin or hardware is missing.
+        asked = f"nothing for the platforms asked for, {jax.config.values['jax_platforms']!r}"
+        raise ConfigError(f"JAX finds no usable device: {str(error) or asked}") from error
 
 
 def find_hardware(root: pathlib.Path) -> Hardware:
@@ -169,8 +187,6 @@ def _plugins() -> dict[str, str]:
 
 
 def _devices() -> tuple[DeviceReport, ...]:
-    import jax
-
     from rfjax.io.memory import free_bytes
 
     return tuple(
@@ -181,7 +197,7 @@ def _devices() -> tuple[DeviceReport, ...]:
             memory_free=free_bytes(device),
             memory_limit=(device.memory_stats() or {}).get("bytes_limit"),
         )
-        for device in jax.devices()
+        for device in find_devices()
     )
 
 
@@ -193,9 +209,9 @@ def _defaults() -> tuple[str, str | None, _Settings]:
     from rfjax.io.load import resolve_dtype
 
     values = jax.config.values
-    folder = str(compilation_cache_folder()) if values["jax_enable_compilation_cache"] else None
+    folder = compilation_cache_folder() if values["jax_enable_compilation_cache"] else None
     settings = _Settings(values["jax_platforms"] or None, values["jax_enable_x64"])
-    return resolve_dtype(None), folder, settings
+    return resolve_dtype(None), None if folder is None else str(folder), settings
 
 
 def _warnings(

@@ -106,6 +106,15 @@ def test_without_a_device(root, monkeypatch):
     assert found.problems == ("JAX finds no usable device: Unable to initialize backend 'rocm'",)
 
 
+def test_without_a_device_jax_may_fail_an_assertion_of_its_own(root, monkeypatch):
+    def fail():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", fail)
+    (problem,) = diagnose(root).problems
+    assert problem.startswith("JAX finds no usable device: nothing for the platforms asked for")
+
+
 def test_a_cache_that_cannot_be_written(root, monkeypatch):
     (root / "file").touch()
     before = jax.config.values["jax_compilation_cache_dir"]

@@ -17,13 +17,12 @@ def open_model(path: Path, dtype: str | None, engine: EngineConfig | None = None
     Raises:
         ConfigError: JAX finds no device to run on, or as `LLM`.
     """
-    import jax
-
+    from rfjax.doctor import find_devices
     from rfjax.llm import LLM
 
     try:
-        jax.devices()
-    except RuntimeError as error:
-        raise ConfigError(f"JAX finds no device to run on: {error}. See `rfjax doctor`") from error
+        find_devices()
+    except ConfigError as error:
+        raise ConfigError(f"{error}. See `rfjax doctor`") from error
     with spinner(f"loading {printable(path.name)}"):
         return LLM(path, dtype=dtype, engine=engine)
