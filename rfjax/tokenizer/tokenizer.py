@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rfjax.errors import RequestError
+from rfjax.errors import ModelFormatError, RequestError, UnsupportedError
 from rfjax.tokenizer.bpe import BpeModel
 from rfjax.tokenizer.chat import ChatTemplates, read_templates
 from rfjax.tokenizer.decoding import Pieces, StreamDecoder, checked
@@ -46,7 +46,10 @@ def load_tokenizer(source: str | os.PathLike[str] | GGUFFile) -> Tokenizer:
         from rfjax.io.gguf import read_gguf
 
         source = read_gguf(source)
-    return Tokenizer(read_vocabulary(source.metadata), read_templates(source.metadata))
+    try:
+        return Tokenizer(read_vocabulary(source.metadata), read_templates(source.metadata))
+    except (ModelFormatError, UnsupportedError) as error:
+        raise type(error)(f"{source.path}: {error}") from error
 
 
 class Tokenizer:
