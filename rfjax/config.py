@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from rfjax.errors import ConfigError
+from rfjax.errors import ConfigError, RequestError
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,8 +36,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str = "sett
       source: where the values come from, for messages.
 
     Raises:
-      ConfigError: an unknown or missing key, a value of the wrong type, or one that the
-        dataclass's own `__post_init__` refuses.
+      ConfigError: an unknown or missing key, or a value of the wrong type.
+      ConfigError, RequestError: a value that the dataclass's own `__post_init__` refuses; its
+        message behind the place.
     """
     return _build(cls, _checked(cls, values, source), source)
 
@@ -134,8 +135,8 @@ def _build(cls: type[T], table: _Table, where: str) -> T:
         raise ConfigError(f"{where}: missing {', '.join(missing)}; each needs a value")
     try:
         return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    except (ConfigError, RequestError) as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _dataclass_of(hint: Any) -> Any:

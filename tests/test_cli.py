@@ -148,6 +148,7 @@ def failures(folder):
         "latin1.txt": "caf\xe9".encode("latin1"),
         "short.txt": b"too short",
         "not.gguf": b"something else",
+        "hot.toml": b"[sampling]\ntemperature = -1\n",
         "typo.toml": b"[sampling]\ntemprature = 1\n",
         "syntax.toml": b"[sampling\n",
     }
@@ -172,6 +173,10 @@ def failures(folder):
         "encoding": (("generate", "{model}", "-f", folder / "latin1.txt"), "byte 0xe9 at offset 3"),
         "no preset": ((*generate, "--config", folder / "none"), "expected a TOML file"),
         "preset key": ((*generate, "--config", folder / "typo.toml"), "mean 'temperature'"),
+        "preset value": (
+            (*generate, "--config", folder / "hot.toml"),
+            "hot.toml: sampling: temperature: got -1",
+        ),
         "preset syntax": ((*generate, "--config", folder / "syntax.toml"), "not a TOML file"),
         "short text": (
             ("perplexity", "{model}", "-f", folder / "short.txt", "-c", "64"),
@@ -181,6 +186,7 @@ def failures(folder):
         "chunk": (("perplexity", "{model}", "-f", folder / "short.txt", "-c", "2"), "n_ctx: got 2"),
         "no template": (("chat", folder / "plain.gguf", "-m", "hi"), "no chat template"),
         "no model": (("demo",), "no bundled model there"),
+        "no such model": (("demo", "--model", folder / "none.gguf"), "there is no such file"),
         "no text": (("demo", "--model", folder / "plain.gguf"), "no held-out text beside"),
     }
 

@@ -77,6 +77,23 @@ def test_a_reader_that_goes_away_ends_a_generation_quietly(environment, endless)
     assert err == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full device")
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_an_error(environment, tiny_llama_path, flags):
+    with open("/dev/full", "wb") as full:
+        process = start("inspect", tiny_llama_path, *flags, env=environment, stdout=full)
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2
+    assert err.decode() == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_closed_standard_input_is_an_error(environment, tiny_llama_path):
+    line = f'exec "{sys.executable}" -m rfjax.cli generate "{tiny_llama_path}" - <&-'
+    done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: standard input is closed")
+
+
 def test_text_that_the_terminal_cannot_show_does_not_fail(environment, tiny_llama_path):
     env = {**environment, "PYTHONIOENCODING": "ascii"}
     process = start("generate", tiny_llama_path, "é", "-n", "1", "--echo", "-q", env=env)

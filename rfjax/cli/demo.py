@@ -34,6 +34,8 @@ def demo(
     from rfjax.engine.sampling_params import SamplingParams
 
     path = find_model(model, _FOLDER)
+    if not path.exists():
+        raise RequestError(f"{path}: there is no such file; check the path of the .gguf file")
     heldout = read_text(find_text(text, path))
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=seed)
     llm = open_model(path, None, StreamingEngine())

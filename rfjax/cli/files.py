@@ -12,6 +12,8 @@ def read_text(path: Path) -> str:
     Raises:
         RequestError: the file cannot be read, or is not UTF-8.
     """
+    if path == Path("-") and sys.stdin is None:
+        raise RequestError("standard input is closed; give a text there, or name a file")
     try:
         data = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
     except OSError as error:

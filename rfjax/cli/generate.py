@@ -112,7 +112,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         return read_text(file)
     assert prompt is not None
     if prompt == "-":
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             note("reading the prompt from the terminal; end it with Ctrl-D")
         return read_text(Path("-"))
     return prompt

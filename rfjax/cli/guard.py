@@ -41,3 +41,9 @@ class GuardedGroup(TyperGroup):
             # The reader is gone. What is still buffered goes nowhere, or Python would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
+        except OSError as error:  # files are checked where they are read: this is the output
+            if ctx.meta.get("rfjax.debug"):
+                traceback.print_exc()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            raise typer.Exit(2) from error
