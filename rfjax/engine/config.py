@@ -27,8 +27,10 @@ class EngineConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
         chunk = self.prefill_chunk
-        if chunk & (chunk - 1) or chunk < 16:
-            raise ConfigError(f"prefill_chunk: got {chunk}, expected a power of two from 16 up")
+        if chunk & (chunk - 1) or not 16 <= chunk <= 65536:
+            raise ConfigError(
+                f"prefill_chunk: got {chunk}, expected a power of two from 16 to 65536"
+            )
         context = self.max_context
         if context is not None and (type(context) is not int or context < 2):
             raise ConfigError(

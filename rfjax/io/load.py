@@ -27,8 +27,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 _NO_TOKENIZER = ("no_vocab", "none", "test")
 """Values of `tokenizer.ggml.model` that say that there is no tokenizer."""
 
-_IGNORED_STEMS = ("attn_rot_embd", "rope_freqs")
-"""Tensors that old converters wrote and no inference engine reads: computed tables."""
+_IGNORED_STEM = "attn_rot_embd"
+"""A computed table that old converters wrote into every layer, and no inference engine reads."""
 
 _EXPERT_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
@@ -84,10 +84,9 @@ def resolve_dtype(dtype: str | None) -> str:
     """The dtype to compute in: as asked, or bfloat16 on GPUs and float32 on the CPU."""
     if dtype is None:
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    name = np.dtype(dtype).name if dtype in ("f4", "f2") else str(dtype)
-    if name not in DTYPES:
+    if dtype not in DTYPES:
         raise ConfigError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-    return name
+    return dtype
 
 
 def read_tokenizer(gguf: GGUFFile) -> Tokenizer | None:
@@ -109,6 +108,7 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
         UnsupportedError: a tensor's type cannot be decoded.
     """
     problems: list[str] = []
+    undecodable: list[str] = []
     sources: dict[str, tuple[str, ...]] = {}
     for name, leaf in named_leaves(spec).items():
         found, shape = _find(gguf, name, leaf)
@@ -118,15 +118,12 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
             if info.shape != shape:
                 problems.append(f"{source} has shape {info.shape}, expected {shape}")
             elif info.type not in FORMATS:
-                raise UnsupportedError(
-                    f"{gguf.path}: tensor {source} has type {info.type.name}, which cannot be "
-                    f"decoded; supported: {', '.join(t.name for t in FORMATS)}"
-                )
+                undecodable.append(f"{source} has type {info.type.name}")
         if not found:
             problems.append(f"{name} is missing (shape {leaf.shape})")
     wanted = {source for found in sources.values() for source in found}
     for name in gguf.tensors:
-        if name not in wanted and name.split(".")[-2:-1] not in ([s] for s in _IGNORED_STEMS):
+        if name not in wanted and name.split(".")[-2:-1] != [_IGNORED_STEM]:
             problems.append(f"{name} is not a tensor of this architecture")
     if problems:
         shown = "\n  ".join(problems[:40])
@@ -134,6 +131,11 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
         raise ModelFormatError(
             f"{gguf.path}: {len(problems)} tensors do not fit architecture "
             f"{gguf.architecture!r} with this metadata:\n  {shown}{more}"
+        )
+    if undecodable:
+        raise UnsupportedError(
+            f"{gguf.path}: a type cannot be decoded: {'; '.join(undecodable[:40])}; "
+            f"supported: {', '.join(t.name for t in FORMATS)}"
         )
     return sources
 
@@ -179,5 +181,5 @@ def _decode(
     info = gguf.tensors[name]
     raw = gguf.raw(name)
     if mesh is not None or jax.default_backend() == "cpu":
-        return dequantize_numpy(raw, info.type, info.shape).astype(target)
+        return dequantize_numpy(raw, info.type, info.shape).astype(target, copy=False)
     return dequantize(jnp.asarray(raw), info.type, info.shape).astype(target)

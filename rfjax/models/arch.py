@@ -14,7 +14,6 @@ class ArchSpec:
         name: the value of `general.architecture`.
         pairing: which elements RoPE rotates together.
         qk_norm: queries and keys pass an RMS norm over each head before RoPE.
-        required_biases: projections that always have a bias.
         optional_biases: projections whose bias is used if the file has it.
         experts: "never", "optional" (when `expert_count` is set) or "always".
         dense_width_is_expert_width: without `expert_feed_forward_length`, experts are as wide as
@@ -22,7 +21,8 @@ class ArchSpec:
         normalize_experts: chosen experts' weights are divided by their sum.
         rope_factors: the tensor `rope_freqs.weight` is used if the file has it.
         output_bias: the output projection's bias is used if the file has it.
-        attention_temperature: `attention.temperature_scale` makes queries grow with position.
+        optional_keys: metadata keys of mechanisms that only some architectures have; a key that
+            is not listed is not read, as in llama.cpp.
         mask: which keys a query sees.
         activation: of the gated feed-forward network.
     """
@@ -30,14 +30,13 @@ class ArchSpec:
     name: str
     pairing: Literal["interleaved", "half"]
     qk_norm: bool = False
-    required_biases: frozenset[str] = frozenset()
     optional_biases: frozenset[str] = frozenset()
     experts: Literal["never", "optional", "always"] = "never"
     dense_width_is_expert_width: bool = True
     normalize_experts: bool = True
     rope_factors: bool = False
     output_bias: bool = False
-    attention_temperature: bool = False
+    optional_keys: frozenset[str] = frozenset()
     mask: Mask = dataclasses.field(default_factory=Mask)
     activation: str = "silu"
 

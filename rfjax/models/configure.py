@@ -12,6 +12,7 @@ from rfjax.ops.rope import Rope
 
 _MAX_LAYERS = 4096
 _MAX_SIZE = 1 << 31
+_MAX_EXPERTS = 4096
 
 
 def configure(gguf: GGUFFile, *, dtype: str = "float32") -> ModelConfig:
@@ -53,7 +54,7 @@ class _Reader:
     def layers(self, n_layers: int, d_model: int) -> tuple[LayerConfig, ...]:
         heads = self.per_layer("attention.head_count", n_layers)
         kv_heads = self.per_layer("attention.head_count_kv", n_layers, default=heads)
-        experts = self.experts()
+        experts = self.experts(n_layers)
         widths: tuple[int, ...] = (0,) * n_layers
         if experts is None:
             widths = self.per_layer("feed_forward_length", n_layers)
@@ -68,19 +69,18 @@ class _Reader:
                     f"{kv_heads[i]} in layer {i}",
                     f"a divisor of the {heads[i]} query heads",
                 )
-            scale = self.number("attention.scale", default=0.0) or head_dims[i] ** -0.5
             layers.append(
                 LayerConfig(
                     n_heads=heads[i],
                     n_kv_heads=kv_heads[i],
                     head_dim=head_dims[i],
-                    attention_scale=scale,
+                    attention_scale=head_dims[i] ** -0.5,
                     mask=self.spec.mask,
                     rope=ropes[head_dims[i]],
                     qk_norm=self.spec.qk_norm,
                     activation=self.spec.activation,
                     ffn_dim=widths[i],
-                    experts=experts,
+                    experts=None if experts is None else experts[i],
                     biases=self.biases(i),
                     temperature=temperature,
                 )
@@ -92,6 +92,11 @@ class _Reader:
         tokens = self.gguf.metadata.get("tokenizer.ggml.tokens")
         stated = self.gguf.get_int(self.key("vocab_size"), None)
         embedding = self.gguf.tensors.get("token_embd.weight")
+        if embedding is not None and len(embedding.shape) != 2:
+            raise ModelFormatError(
+                f"{self.gguf.path}: token_embd.weight has shape {embedding.shape}, expected "
+                "(tokens, embedding length). Convert the model again"
+            )
         found = {
             "tokenizer.ggml.tokens has": len(tokens) if isinstance(tokens, tuple) else None,
             f"{self.key('vocab_size')} is": stated if tokens is None else None,
@@ -157,9 +162,9 @@ class _Reader:
                 factor,
                 original_context=original,
                 attention_factor=attention_factor,
-                beta_fast=self.positive("rope.scaling.yarn_beta_fast", default=32.0),
-                beta_slow=self.positive("rope.scaling.yarn_beta_slow", default=1.0),
-                log_multiplier=self.number("rope.scaling.yarn_log_multiplier", default=0.0),
+                beta_fast=self.positive_optional("rope.scaling.yarn_beta_fast", 32.0),
+                beta_slow=self.positive_optional("rope.scaling.yarn_beta_slow", 1.0),
+                log_multiplier=self.optional("rope.scaling.yarn_log_multiplier", 0.0),
             )
         if kind == "none" or factor == 1.0:
             return Rope(self.spec.pairing, dimension, base, attention_factor=attention_factor)
@@ -167,32 +172,29 @@ class _Reader:
             self.spec.pairing, dimension, base, "linear", factor, attention_factor=attention_factor
         )
 
-    def experts(self) -> Experts | None:
+    def experts(self, n_layers: int) -> tuple[Experts, ...] | None:
+        """The mixture of every layer, or None for a dense model."""
         n_experts = self.gguf.get_int(self.key("expert_count"), 0)
         if self.spec.experts == "never" or (self.spec.experts == "optional" and n_experts == 0):
             return None
-        self.check_size("expert_count", n_experts)
+        self.check_size("expert_count", n_experts, _MAX_EXPERTS)
         n_used = self.size("expert_used_count")
         if n_used > n_experts:
             self.refuse("expert_used_count", str(n_used), f"at most the {n_experts} experts")
-        width = self.gguf.get_int(self.key("expert_feed_forward_length"), 0)
-        if not width:
-            width = self.size("feed_forward_length")
+        widths = self.gguf.get_ints(self.key("expert_feed_forward_length"), n_layers, (0,))
+        if any(widths):
+            widths = self.per_layer("expert_feed_forward_length", n_layers)
+        else:
+            widths = self.per_layer("feed_forward_length", n_layers)
             if not self.spec.dense_width_is_expert_width:
-                width //= n_used
-        self.check_size("expert_feed_forward_length", width)
-        return Experts(
-            n_experts=n_experts,
-            n_used=n_used,
-            ffn_dim=width,
-            normalize=self.spec.normalize_experts,
-            scale=self.number("expert_weights_scale", default=1.0) or 1.0,
+                widths = tuple(width // n_used for width in widths)
+        return tuple(
+            Experts(n_experts, n_used, width, normalize=self.spec.normalize_experts)
+            for width in widths
         )
 
     def temperature(self) -> AttentionTemperature | None:
-        if not self.spec.attention_temperature:
-            return None
-        scale = self.number("attention.temperature_scale", default=0.0)
+        scale = self.optional("attention.temperature_scale", 0.0)
         if not scale:
             return None
         length = self.size(
@@ -206,7 +208,7 @@ class _Reader:
             for stem in self.spec.optional_biases
             if f"blk.{layer}.{stem}.bias" in self.gguf.tensors
         }
-        return self.spec.required_biases | present
+        return frozenset(present)
 
     def key(self, name: str) -> str:
         return f"{self.spec.name}.{name}"
@@ -254,6 +256,16 @@ class _Reader:
         if not value > 0:
             self.refuse(name, repr(value), "a positive number")
         return value
+
+    def optional(self, name: str, default: float) -> float:
+        """A finite float of a mechanism that only some architectures have."""
+        if name not in self.spec.optional_keys:
+            return default
+        return self.number(name, default=default)
+
+    def positive_optional(self, name: str, default: float) -> float:
+        """The same, above 0."""
+        return self.positive(name, default=default) if name in self.spec.optional_keys else default
 
     def refuse(self, name: str, got: str, expected: str) -> NoReturn:
         raise ModelFormatError(

@@ -79,7 +79,11 @@ def hidden_states(
 
 def output_projection(params: Params) -> Linear:
     """The output matrix `[V, D]`: its own, or the embedding table where the two are tied."""
-    return params.token_embd if params.output is None else params.output
+    if params.output is None:
+        return params.token_embd
+    if params.output.weight is None:
+        return Linear(params.token_embd.weight, params.output.bias)
+    return params.output
 
 
 def project(
@@ -88,7 +92,7 @@ def project(
     """Logits of final hidden states, f32."""
     with jax.named_scope("output"):
         output = output_projection(params)
-        return linear(hidden, output.weight, output.bias).astype(jnp.float32)
+        return linear(hidden, output.weight, output.bias, out_dtype=jnp.dtype("float32"))
 
 
 def _project_heads(x: Array, projection: Linear, n_heads: int) -> Array:

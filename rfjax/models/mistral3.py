@@ -1,7 +1,18 @@
-"""Ministral 3: llama with YaRN's log multiplier and queries that grow with their position."""
+"""Ministral 3: llama with more of YaRN's settings and queries that grow with their position."""
 
 import dataclasses
 
 from rfjax.models import llama
 
-SPEC = dataclasses.replace(llama.SPEC, name="mistral3", attention_temperature=True)
+SPEC = dataclasses.replace(
+    llama.SPEC,
+    name="mistral3",
+    optional_keys=frozenset(
+        {
+            "attention.temperature_scale",
+            "rope.scaling.yarn_beta_fast",
+            "rope.scaling.yarn_beta_slow",
+            "rope.scaling.yarn_log_multiplier",
+        }
+    ),
+)

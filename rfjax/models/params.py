@@ -61,12 +61,13 @@ class Block:
 
 @struct.dataclass
 class Params:
-    """A whole model; `output` is None when the embedding table serves as output projection."""
+    """A whole model; where the embedding table serves as output projection too, `output` is None,
+    or has a bias only."""
 
     token_embd: Linear  # [V, D]
     output_norm: Norm
     blk: tuple[Block, ...]
-    output: Linear | None = None  # [V, D]
+    output: Linear | None = None  # [V, D], or None and a bias [V]
     rope_freqs: Factors | None = None
 
 
@@ -87,9 +88,10 @@ def param_spec(config: ModelConfig) -> Params:
     """The tree of `Params` with a `ParamSpec` at every leaf."""
     vocab, width = config.vocab_size, config.d_model
     output = None
-    if not config.tied_output:
-        output = _linear(
-            (vocab, width), ("vocab", "embed"), bias="vocab" if config.output_bias else None
+    if config.output_bias or not config.tied_output:
+        output = Linear(
+            None if config.tied_output else ParamSpec((vocab, width), ("vocab", "embed")),
+            ParamSpec((vocab,), ("vocab",), wide=True) if config.output_bias else None,
         )
     rope_freqs = None
     if config.rope_factors:

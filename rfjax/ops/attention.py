@@ -8,7 +8,7 @@ from rfjax.ops.reduce import copies_for, row_sum, rows_product
 from rfjax.typing import Array, Float, Int
 
 _MAX_SCORES = 1 << 26
-"""Most scores held at a time (256 MiB in f32)."""
+"""Most scores held at a time (256 MiB in f32), as far as blocks of 16 queries allow."""
 
 _SEGMENTS = 4
 """Parts a long row of queries is cut into, each with only the keys that causality leaves it: a

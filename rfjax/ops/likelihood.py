@@ -31,7 +31,7 @@ def token_nll(
 
     def one(inputs):
         rows, wanted = inputs
-        logits = linear(rows, weight, bias).astype(jnp.float32)
+        logits = linear(rows, weight, bias, out_dtype=jnp.dtype("float32"))
         top = jnp.max(logits, axis=-1)
         log_total = jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
         chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]

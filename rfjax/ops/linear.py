@@ -7,11 +7,13 @@ from rfjax.typing import Array, Float, Int
 
 
 def linear(
-    x: Float[Array, "T K"],
-    weight: Float[Array, "N K"],
-    bias: Float[Array, " N"] | None = None,
-) -> Float[Array, "T N"]:
-    """`x @ weight.T + bias` in the dtype of `x`, accumulated in f32.
+    x: Float[Array, "T in"],
+    weight: Float[Array, "out in"],
+    bias: Float[Array, " out"] | None = None,
+    *,
+    out_dtype: jnp.dtype | None = None,
+) -> Float[Array, "T out"]:
+    """`x @ weight.T + bias`, accumulated in f32, in `out_dtype` (None takes that of `x`).
 
     The weight is stored `[out, in]`, as GGUF stores it. A token's result does not depend on how
     many tokens are computed beside it (see `rows_product`).
@@ -19,7 +21,7 @@ def linear(
     y = rows_product(x, weight.astype(x.dtype))
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None, :]
-    return y.astype(x.dtype)
+    return y.astype(x.dtype if out_dtype is None else out_dtype)
 
 
 def embed(

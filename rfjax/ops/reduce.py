@@ -15,7 +15,9 @@ def copies_for(n_elements: int) -> int:
     return -(-_SMALL // n_elements)
 
 
-def rows_product(x: Float[Array, "*B M K"], w: Float[Array, "*B N K"]) -> Float[Array, "*B M N"]:
+def rows_product(
+    x: Float[Array, "*B rows in"], w: Float[Array, "*B out in"]
+) -> Float[Array, "*B rows out"]:
     """`x @ w.T` over the last two axes, accumulated and returned in f32.
 
     Both operands contract their last axis: the one form that XLA's CPU backend computes row by

@@ -89,7 +89,9 @@ def sample(
 
     def draw(logits):
         warm = jnp.where(state.temperature > 0, state.temperature, 1.0)
-        scaled = filter_logits(logits / warm[:, None], state.top_k, state.top_p, state.min_p)
+        # From the best one down: the smallest temperatures must not overflow upwards.
+        below = logits - jnp.max(logits, axis=-1, keepdims=True)
+        scaled = filter_logits(below / warm[:, None], state.top_k, state.top_p, state.min_p)
 
         def noise(seed, position):
             key = jax.random.fold_in(jax.random.key(seed), position)

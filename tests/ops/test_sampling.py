@@ -229,3 +229,9 @@ def test_one_program_serves_every_mixture():
     ):
         counted(logits_of(9, 3), state(3, **parameters), positions(3))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-37, 1e-6])
+def test_the_smallest_temperatures_are_greedy(temperature):
+    logits = jnp.asarray([[5.0, -3.0, 7.0, 6.999]], jnp.float32)
+    assert sample(logits, state(1, 4, temperature=temperature), positions(1)).tolist() == [2]
