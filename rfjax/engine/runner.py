@@ -10,6 +10,7 @@ from rfjax.cache.dense import cache_bytes, init_cache
 from rfjax.engine import state as steps
 from rfjax.engine.buckets import SMALLEST_CAPACITY, prefill_chunks, round_up_power_of_two
 from rfjax.engine.config import EngineConfig
+from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import Request
 from rfjax.engine.state import DecodeState
 from rfjax.errors import CapacityError
@@ -52,6 +53,7 @@ class Runner:
 
         Raises:
             CapacityError: the cache would not fit in the device's free memory.
+            ModelFormatError: the model computes NaN.
         """
         assert 0 < len(requests) <= self._engine.max_batch_size
         state = self._start(requests)
@@ -64,6 +66,7 @@ class Runner:
         while True:
             state = self._decode(self._params, state, np.int32(n_steps), config=self._config)
             progress = Progress(state)
+            check_not_nan(progress.logprobs, self._config.dtype)
             yield progress
             if progress.finished.all():
                 return

@@ -1,0 +1,40 @@
+"""A model that computes NaN is refused, in generation and in perplexity."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import rfjax
+from rfjax.engine.config import EngineConfig
+from rfjax.engine.finite import check_not_nan
+from rfjax.engine.request import make_request
+from rfjax.engine.runner import Runner
+from rfjax.errors import ModelFormatError
+from rfjax.evals.perplexity import perplexity
+
+
+def test_infinities_pass_and_nan_does_not():
+    check_not_nan(np.asarray([0.0, -np.inf]), "float16")
+    with pytest.raises(ModelFormatError, match="NaN in float16.*load it with dtype='float32'"):
+        check_not_nan(np.asarray([0.0, np.nan]), "float16")
+    with pytest.raises(ModelFormatError, match="NaN in float32.*weights are damaged"):
+        check_not_nan(np.asarray([np.nan]), "float32")
+
+
+def test_a_damaged_model_is_noticed(tiny_llama_path):
+    model = rfjax.load(tiny_llama_path)
+    damaged = dataclasses.replace(model, params=jax.tree.map(lambda w: w * np.nan, model.params))
+    with pytest.raises(ModelFormatError, match="computes NaN"):
+        perplexity(damaged, [5] * 40, n_ctx=16)
+    request = make_request(
+        [1],
+        rfjax.SamplingParams(max_tokens=2),
+        vocab_size=model.config.vocab_size,
+        max_context=64,
+        end_ids=frozenset(),
+    )
+    runner = Runner(damaged.params, model.config, EngineConfig())
+    with pytest.raises(ModelFormatError, match="computes NaN"):
+        list(runner.run([request]))
