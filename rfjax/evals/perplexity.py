@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
 from rfjax.io.load import Model
@@ -158,6 +159,7 @@ def perplexity(
     Raises:
         RequestError: text too short for the context, context longer than the model's, ids
             outside the vocabulary, or a size that is no integer or too small.
+        ModelFormatError: the model computes NaN.
     """
     config = model.config
     _check_count("n_ctx", n_ctx, least=4)
@@ -176,6 +178,7 @@ def perplexity(
     rows = chunk_tokens(token_ids, n_ctx, chunks, bos_id)
     sums, running = RunningPerplexity(), []
     for nll in _score_rows(model, rows, batch_size or max(1, _TOKENS_PER_BATCH // n_ctx)):
+        check_not_nan(nll, config.dtype)
         sums.add(nll)
         running.append(sums.perplexity)
         if on_chunk is not None:

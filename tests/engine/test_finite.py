@@ -17,9 +17,9 @@ from rfjax.evals.perplexity import perplexity
 
 def test_infinities_pass_and_nan_does_not():
     check_not_nan(np.asarray([0.0, -np.inf]), "float16")
-    with pytest.raises(ModelFormatError, match="NaN in float16.*load it with dtype='float32'"):
+    with pytest.raises(ModelFormatError, match=r"NaN in float16.*load it with dtype='float32'"):
         check_not_nan(np.asarray([0.0, np.nan]), "float16")
-    with pytest.raises(ModelFormatError, match="NaN in float32.*weights are damaged"):
+    with pytest.raises(ModelFormatError, match=r"NaN in float32.*weights are damaged"):
         check_not_nan(np.asarray([np.nan]), "float32")
 
 
