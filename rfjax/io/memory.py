@@ -45,8 +45,15 @@ def weight_bytes(spec: Params, dtype: str, mesh: Mesh | None) -> int:
     return total
 
 
+def transient_bytes(spec: Params) -> int:
+    """Bytes that loading takes beside the weights: the largest tensor in f32, while decoded."""
+    return 4 * max(math.prod(leaf.shape) for leaf in named_leaves(spec).values())
+
+
 def check_fits(gguf: GGUFFile, spec: Params, dtype: str, mesh: Mesh | None) -> None:
-    """Refuse a model whose weights alone exceed a device's free memory.
+    """Refuse a model whose loading would exceed a device's free memory.
+
+    Counted are the weights and what decoding the largest of them takes.
 
     Raises:
         CapacityError: says what is needed, what is free, and what to do.
@@ -55,11 +62,12 @@ def check_fits(gguf: GGUFFile, spec: Params, dtype: str, mesh: Mesh | None) -> N
     needed = weight_bytes(spec, dtype, mesh)
     if devices[0].platform == "cpu":
         needed *= len(devices)  # simulated devices share the host's memory
+    needed += transient_bytes(spec)
     for device in devices:
         free = free_bytes(device)
         if free is not None and needed > free:
             raise CapacityError(
-                f"{gguf.path}: the weights take {needed / 2**30:.2f} GiB on {device} in {dtype}, "
+                f"{gguf.path}: loading takes {needed / 2**30:.2f} GiB on {device} in {dtype}, "
                 f"which has {free / 2**30:.2f} GiB free. Use a narrower dtype, a smaller model, "
                 "or spread it over a mesh of more devices"
             )

@@ -1,5 +1,6 @@
 """From GGUF metadata to a checked `ModelConfig`. No tensor data is read, nothing is allocated."""
 
+import logging
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -9,6 +10,8 @@ from rfjax.models.arch import ArchSpec
 from rfjax.models.architectures import find_architecture
 from rfjax.models.config import AttentionTemperature, Experts, LayerConfig, ModelConfig
 from rfjax.ops.rope import Rope
+
+logger = logging.getLogger(__name__)
 
 _MAX_LAYERS = 4096
 _MAX_SIZE = 1 << 31
@@ -24,7 +27,11 @@ def configure(gguf: GGUFFile, *, dtype: str = "float32") -> ModelConfig:
         ModelFormatError: a key is missing, of the wrong type, out of range or contradicts another.
         UnsupportedError: the architecture or a mechanism it asks for is not supported.
     """
-    return _Reader(gguf, find_architecture(gguf.architecture)).config(dtype)
+    try:
+        spec = find_architecture(gguf.architecture)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{gguf.path}: {error}") from None
+    return _Reader(gguf, spec).config(dtype)
 
 
 class _Reader:
@@ -88,7 +95,11 @@ class _Reader:
         return tuple(layers)
 
     def vocab_size(self) -> int:
-        """From the tokenizer's table, the metadata and the embedding's shape, which must agree."""
+        """From the tokenizer's table and the embedding's shape, which must agree.
+
+        `vocab_size` in the metadata counts where there is no table; beside one, llama.cpp does not
+        read it, and a contradiction is only logged.
+        """
         tokens = self.gguf.metadata.get("tokenizer.ggml.tokens")
         stated = self.gguf.get_int(self.key("vocab_size"), None)
         embedding = self.gguf.tensors.get("token_embd.weight")
@@ -102,6 +113,14 @@ class _Reader:
             f"{self.key('vocab_size')} is": stated if tokens is None else None,
             "token_embd.weight has": embedding.shape[0] if embedding else None,
         }
+        if stated is not None and isinstance(tokens, tuple) and stated != len(tokens):
+            logger.warning(
+                "%s: %s is %d, but the tokenizer has %d tokens, which is what counts",
+                self.gguf.path,
+                self.key("vocab_size"),
+                stated,
+                len(tokens),
+            )
         sizes = {what: size for what, size in found.items() if size is not None}
         if len(set(sizes.values())) > 1 or not sizes:
             listed = ", ".join(f"{what} {size}" for what, size in sizes.items()) or "no source"
@@ -247,7 +266,8 @@ class _Reader:
         else:
             value = self.gguf.get_float(self.key(name), default)
         if not (least <= value < float("inf")):
-            self.refuse(name, repr(value), f"a finite number of at least {least}")
+            bound = "" if least == float("-inf") else f" of at least {least:g}"
+            self.refuse(name, repr(value), f"a finite number{bound}")
         return value
 
     def positive(self, name: str, *, default: float) -> float:

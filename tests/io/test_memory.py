@@ -12,7 +12,7 @@ from rfjax.errors import CapacityError
 from rfjax.io import memory
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import load
-from rfjax.io.memory import check_fits, free_bytes, weight_bytes
+from rfjax.io.memory import check_fits, free_bytes, transient_bytes, weight_bytes
 from rfjax.models.configure import configure
 from rfjax.models.params import param_spec
 
@@ -43,7 +43,7 @@ def test_a_mesh_holds_shares(spec):
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_allocated(file, spec, monkeypatch):
-    needed = weight_bytes(spec, "float32", None)
+    needed = weight_bytes(spec, "float32", None) + transient_bytes(spec)
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed)
     check_fits(read_gguf(file), spec, "float32", None)
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
@@ -52,18 +52,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(file, spec, m
         load(file)
     assert len(jax.live_arrays()) == before
     message = str(caught.value)
-    assert message.startswith(f"{file}: the weights take ")
+    assert message.startswith(f"{file}: loading takes ")
     assert "GiB free" in message and "narrower dtype" in message and "mesh" in message
     load(file, dtype="bfloat16")  # half of it does fit
 
 
 def test_simulated_devices_share_the_memory_of_the_host(file, spec, monkeypatch):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
-    share = weight_bytes(spec, "float32", mesh)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * share - 1)
+    needed = 2 * weight_bytes(spec, "float32", mesh) + transient_bytes(spec)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     with pytest.raises(CapacityError, match="GiB free"):
         check_fits(read_gguf(file), spec, "float32", mesh)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * share)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed)
     check_fits(read_gguf(file), spec, "float32", mesh)
 
 
