@@ -7,21 +7,33 @@ written for, and runs in the sandbox of `rfjax.tokenizer.sandbox`.
 from __future__ import annotations
 
 import datetime
+import functools
 import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rfjax.errors import ModelFormatError, RequestError
-from rfjax.tokenizer.sandbox import BUDGET, Budget, Refusal, compile_template
+from rfjax.errors import ModelFormatError, RequestError, RfjaxError
+from rfjax.tokenizer.budget import Budget
+from rfjax.tokenizer.sandbox import BUDGET, Refusal, compile_template
 
 if TYPE_CHECKING:
     import jinja2
 
 MAX_OUTPUT_CHARS = 16 * 2**20
 
+_KEPT_TEMPLATES = 8
 _KEY = "tokenizer.chat_template"
-# What a template may raise by itself: wrong types and missing keys in what it was given.
-_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+# What a template may raise by itself: wrong types and missing keys in what it was given, and names
+# that Jinja's compiler makes of numbers like 1e999.
+_TEMPLATE_FAULTS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NameError,
+    RuntimeError,
+)
 
 
 def read_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -49,7 +61,8 @@ class ChatTemplates:
     def __init__(self, sources: Mapping[str, str], special_texts: Mapping[str, str]):
         self.sources = types.MappingProxyType(dict(sources))
         self._special_texts = special_texts
-        self._compiled: dict[str, jinja2.Template] = {}
+        # Sources may come with requests, and all of them must not be kept.
+        self._compile = functools.lru_cache(maxsize=_KEPT_TEMPLATES)(compile_template)
 
     def render(
         self,
@@ -91,9 +104,7 @@ class ChatTemplates:
                 f"no chat template is named {source!r}; the file has: "
                 f"{', '.join(self.sources) or 'none'}"
             )
-        if source not in self._compiled:
-            self._compiled[source] = compile_template(source)
-        return self._compiled[source]
+        return self._compile(source)
 
     def _run(
         self,
@@ -124,14 +135,16 @@ class ChatTemplates:
                     )
         except jinja2.TemplateError as error:
             raise RequestError(f"the chat template failed: {error}") from error
+        except RfjaxError:
+            raise
+        except RecursionError as error:
+            raise RequestError("the chat template recurses without end") from error
+        except MemoryError as error:
+            raise RequestError("the chat template needs more memory than there is") from error
         except _TEMPLATE_FAULTS as error:
-            if isinstance(error, RequestError):
-                raise
             raise RequestError(
                 f"the chat template failed on this conversation: {type(error).__name__}: {error}"
             ) from error
-        except RecursionError as error:
-            raise RequestError("the chat template recurses without end") from error
         return "".join(parts)
 
 
