@@ -1,10 +1,9 @@
 """Logits of every supported conformance model equal llama.cpp's; each mechanism shows in them."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
+from support.mutations import experts, in_layers, nmse, rope, without
 
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
@@ -14,42 +13,6 @@ run = jax.jit(forward, static_argnames="config")
 
 SEEN = 64
 """Tokens that a mutated model runs over: enough, because these models are causal."""
-
-
-def in_layers(change):
-    """A mutation of every layer's configuration."""
-
-    def mutate(params, config):
-        layers = (dataclasses.replace(layer, **change(layer)) for layer in config.layers)
-        return params, dataclasses.replace(config, layers=tuple(layers))
-
-    return mutate
-
-
-def rope(**fields):
-    return in_layers(lambda layer: {"rope": dataclasses.replace(layer.rope, **fields)})
-
-
-def experts(**fields):
-    return in_layers(lambda layer: {"experts": dataclasses.replace(layer.experts, **fields)})
-
-
-def without(*stems, part=None):
-    """Drops tensors, or their `part`, from every block; or a field of the whole tree."""
-
-    def mutate(params, config):
-        def change(node):
-            kept = {
-                stem: part and dataclasses.replace(getattr(node, stem), **{part: None})
-                for stem in stems
-            }
-            return dataclasses.replace(node, **kept)
-
-        if hasattr(params, stems[0]):
-            return change(params), config
-        return dataclasses.replace(params, blk=tuple(map(change, params.blk))), config
-
-    return mutate
 
 
 BASE = rope(base=50.0)
@@ -90,12 +53,6 @@ FILES = {
     "archs/qwen3moe-moe": [UNNORMALIZED],
     "archs/mistral3-dense": [SCALE],
 }
-
-
-def nmse(found, expected):
-    """Squared error over squared size, in f64."""
-    expected = np.asarray(expected, np.float64)
-    return float(((np.asarray(found) - expected) ** 2).sum() / (expected**2).sum())
 
 
 @pytest.mark.parametrize("name", FILES)
