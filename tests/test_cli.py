@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import rfjax
 import rfjax.cli.demo
 import rfjax.cli.model
+import rfjax.config
 from rfjax.cli.app import app
 from rfjax.ops.dispatch import OPS
 
@@ -131,6 +132,35 @@ def test_flags_win_over_a_preset_and_a_preset_over_defaults(run, tiny_llama_path
     args = ("generate", tiny_llama_path, "hello", "--config", preset, "--json", "-q")
     assert len(json.loads(run(*args)[1])["token_ids"]) == 3
     assert len(json.loads(run(*args, "-n", "2")[1])["token_ids"]) == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_every_flag_of_a_preset_arrives(run, tiny_llama_path, monkeypatch, command):
+    class Arrived(Exception):
+        pass
+
+    def from_toml(kind, path, overrides):
+        raise Arrived(overrides)
+
+    monkeypatch.setattr(rfjax.config, "from_toml", from_toml)
+    expected = {
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.25,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "seed": 11,
+    }
+    flags = []
+    for name, value in expected.items():
+        flags += [f"--{name.replace('_', '-')}", value]
+    if command == "generate":
+        flags += ["hello", "--stop-token-ids", "2,13", "--heed-eos"]
+        expected |= {"stop_token_ids": (2, 13), "ignore_eos": False}
+    with pytest.raises(Arrived) as caught:
+        run(command, tiny_llama_path, "--max-context", "99", *flags)
+    assert caught.value.args == ({"engine": {"max_context": 99}, "sampling": expected},)
 
 
 @pytest.mark.parametrize(

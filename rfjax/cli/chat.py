@@ -19,6 +19,7 @@ _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops 
 
 
 def chat(
+    context: typer.Context,
     model: options.Model,
     message: Annotated[
         str | None,
@@ -42,22 +43,7 @@ def chat(
     from rfjax.cli.preset import ChatPreset
     from rfjax.config import from_toml
 
-    preset = from_toml(
-        ChatPreset,
-        config,
-        {
-            "engine": {"max_context": max_context},
-            "sampling": {
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "repetition_penalty": repetition_penalty,
-                "seed": seed,
-            },
-        },
-    )
+    preset = from_toml(ChatPreset, config, options.preset_values(context))
     conversation = Conversation(
         open_model(model, dtype, preset.engine), preset.sampling, system, quiet=quiet
     )

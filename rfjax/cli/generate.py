@@ -13,6 +13,7 @@ from rfjax.errors import RequestError
 
 
 def generate(
+    context: typer.Context,
     model: options.Model,
     prompt: Annotated[
         str | None,
@@ -44,24 +45,7 @@ def generate(
     from rfjax.cli.stopwatch import Stopwatch
     from rfjax.config import from_toml
 
-    preset = from_toml(
-        Preset,
-        config,
-        {
-            "engine": {"max_context": max_context},
-            "sampling": {
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "repetition_penalty": repetition_penalty,
-                "seed": seed,
-                "stop_token_ids": options.token_ids(stop_token_ids),
-                "ignore_eos": ignore_eos,
-            },
-        },
-    )
+    preset = from_toml(Preset, config, options.preset_values(context))
     text = _prompt(prompt, file)
     llm = open_model(model, dtype, preset.engine)
     if llm.tokenizer is None:

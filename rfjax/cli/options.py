@@ -1,7 +1,7 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,6 +86,25 @@ IgnoreEos = Annotated[
         show_default=False,
     ),
 ]
+
+
+_SAMPLING_FIELDS = (
+    *("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("stop_token_ids", "ignore_eos"),
+)
+
+
+def preset_values(context: typer.Context) -> dict[str, dict[str, Any]]:
+    """What the command was given of a preset's tables; None where a flag is absent.
+
+    Raises:
+        typer.BadParameter: the stop tokens are not token ids.
+    """
+    given = context.params
+    sampling = {name: given[name] for name in _SAMPLING_FIELDS if name in given}
+    if "stop_token_ids" in sampling:
+        sampling["stop_token_ids"] = token_ids(sampling["stop_token_ids"])
+    return {"engine": {"max_context": given["max_context"]}, "sampling": sampling}
 
 
 def token_ids(text: str | None) -> tuple[int, ...] | None:
