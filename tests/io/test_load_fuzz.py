@@ -130,10 +130,11 @@ def nothing_decoded(monkeypatch):
     monkeypatch.setattr(loading, "_materialize", lambda *_: None)
 
 
+@pytest.mark.usefixtures("nothing_decoded")
 @pytest.mark.parametrize("name", MODELS)
 @PROPERTY
 @given(draw=st.data())
-def test_models_that_make_no_sense(tmp_path, nothing_decoded, name, draw):
+def test_models_that_make_no_sense(tmp_path, name, draw):
     shape = MODELS[name]
     metadata, tensors = random_model(shape)
     optional = [f"{shape.architecture}.{key}" for key in OPTIONAL_KEYS]
@@ -141,9 +142,10 @@ def test_models_that_make_no_sense(tmp_path, nothing_decoded, name, draw):
     take(write_gguf(path, *draw.draw(changed(metadata, tensors, optional))))
 
 
+@pytest.mark.usefixtures("nothing_decoded")
 @PROPERTY
 @given(draw=st.data())
-def test_vocabularies_that_make_no_sense(tmp_path, nothing_decoded, draw):
+def test_vocabularies_that_make_no_sense(tmp_path, draw):
     whole = tmp_path / "whole.gguf"
     if not whole.exists():
         tiny_llama(whole, n_layers=1, width=32, ffn_width=32, n_heads=2, n_kv_heads=1)
@@ -179,10 +181,11 @@ def test_an_embedding_that_is_a_scalar(tmp_path):
         load(path)
 
 
+@pytest.mark.usefixtures("nothing_decoded")
 @pytest.mark.parametrize("count", [2**20, 2**31 - 1, 2**31, 2**32 - 1])
 @pytest.mark.parametrize("key", ["expert_count", "block_count", "vocab_size", "context_length"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
-def test_sizes_that_no_model_has(tmp_path, nothing_decoded, name, key, count):
+def test_sizes_that_no_model_has(tmp_path, name, key, count):
     metadata, tensors = random_model(MODELS[name])
     metadata[f"{MODELS[name].architecture}.{key}"] = count
     take(write_gguf(tmp_path / "m.gguf", metadata, tensors))
