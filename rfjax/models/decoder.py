@@ -27,7 +27,7 @@ def forward(
     with `jax.jit(..., static_argnames="config")`, `jax.vmap` and `jax.grad`.
 
     Args:
-        tokens: token ids in `[0, V)`.
+        tokens: token ids in `[0, V)`; logits after any other id are NaN.
     """
     length = tokens.shape[0]
     inputs = whole_rows(jnp.full((1,), length, jnp.int32), length)
