@@ -47,6 +47,14 @@ def hidden_states(
 
     Without a cache the rows attend within themselves and must start at position 0; with one, the
     step's keys and values are written at their positions first, and attention reads the cache.
+
+    Args:
+        tokens: ids, int32 [T] for T = B * L; what stands at padding does not matter.
+        inputs: the B rows of L tokens: positions and key lengths.
+        cache: of B rows, as `rfjax.cache.dense.init_cache` makes it, or None.
+
+    Returns:
+        Hidden states in the config's dtype, and the cache with this step in it (None without).
     """
     with jax.named_scope("token_embd"):
         x = embed(tokens, params.token_embd.weight, jnp.dtype(config.dtype))

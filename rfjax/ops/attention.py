@@ -34,10 +34,15 @@ def attention(
 
     Keys stand at positions 0..S-1, of which the first `key_lengths` of each row are real. Values
     come transposed (`[..., H, S]`), so that both products contract their last axes (see
-    `rows_product`). Scores, softmax and sums are f32; the result has the
-    dtype of `q`. A query that may see no key gets zeros.
+    `rows_product`). Scores, softmax and sums are f32; the result has the dtype of `q`. A query that
+    may see no key gets zeros.
 
     Args:
+        query_positions: absolute position of each query; -1 marks padding, which sees nothing
+            under a causal mask.
+        key_lengths: real keys of each row.
+        mask: which of them a query sees.
+        scale: multiplies the scores.
         keys_are_queries: the S keys are the L queries' own tokens at positions 0..L-1, so that a
             block of queries needs no keys behind itself under a causal mask.
     """

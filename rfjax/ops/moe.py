@@ -20,6 +20,12 @@ def route(
     The weights are the softmax over all experts; with `normalize` they are divided by their sum
     over the chosen ones. Source: Shazeer et al., "Outrageously Large Neural Networks" (2017);
     the clamp of the sum is llama.cpp's (the smallest normal f16).
+
+    Args:
+        logits: of the router, any float dtype.
+        n_used: experts of a token, A.
+        normalize: divide the chosen experts' weights by their sum.
+        scale: multiplies the weights at last.
     """
     logits = logits.astype(jnp.float32)
     best, experts = jax.lax.top_k(logits, n_used)
@@ -49,6 +55,14 @@ def expert_ffn(
     (Token, expert) pairs are sorted by expert and cut into blocks of rows that share one expert;
     the number of blocks that hold anything is at most `pairs / rows + min(pairs, E)`, and the
     others are skipped. Nothing is dropped, whatever the balance.
+
+    Args:
+        weights, experts: of `route`; the weights f32, the ids in `[0, E)`.
+        gate, up, down: the experts' weights, stacked.
+        activation: a name of `rfjax.ops.activation.ACTIVATIONS`.
+
+    Returns:
+        In the dtype of `x`; products and the sum over experts are accumulated in f32.
     """
     n_tokens, n_chosen = experts.shape
     n_experts = gate.shape[0]
@@ -62,8 +76,9 @@ def expert_ffn(
     order = jnp.argsort(flat, stable=True)
     counts = jnp.bincount(flat, length=n_experts)
     pair_starts = jnp.cumsum(counts) - counts
-    block_ends = jnp.cumsum(-(-counts // rows))
-    block_starts = block_ends - (-(-counts // rows))
+    block_counts = -(-counts // rows)
+    block_ends = jnp.cumsum(block_counts)
+    block_starts = block_ends - block_counts
     sorted_experts = flat[order]
     rank = jnp.arange(n_pairs) - pair_starts[sorted_experts]
     slot_sorted = block_starts[sorted_experts] * rows + rank
@@ -89,10 +104,8 @@ def expert_ffn(
     per_pair = results.reshape(max_blocks * rows, -1)[slots].reshape(n_tokens, n_chosen, -1)
     # Added one by one, best expert first: a fixed order, whatever the number of tokens. The barrier
     # keeps products and sums apart, which XLA would contract for some shapes only.
-    weighted = jax.lax.optimization_barrier(
-        per_pair.astype(jnp.float32) * weights[:, :, None].astype(jnp.float32)
-    )
+    weighted = jax.lax.optimization_barrier(per_pair.astype(jnp.float32) * weights[:, :, None])
     total = weighted[:, 0]
-    for rank_ in range(1, n_chosen):
-        total = total + weighted[:, rank_]
+    for i in range(1, n_chosen):
+        total = total + weighted[:, i]
     return total.astype(x.dtype)
