@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.mask import Mask
 from rfjax.ops.rope import Rope
 
@@ -57,6 +58,7 @@ class ModelConfig:
     `tied_output`: the output projection is the embedding table. `output_bias`: it has a bias.
     `rope_factors`: the file has `rope_freqs.weight`, which divides the rotation frequencies.
     `dtype` is the activations' dtype by name; norms, softmax, logits and sums are f32 always.
+    `kernels` says which operations may run as kernels.
     """
 
     architecture: str
@@ -69,6 +71,7 @@ class ModelConfig:
     output_bias: bool
     rope_factors: bool
     dtype: str = "float32"
+    kernels: KernelPolicy = KernelPolicy()
 
     @property
     def kv_shapes(self) -> tuple[tuple[int, int], ...]:

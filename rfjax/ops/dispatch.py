@@ -34,6 +34,28 @@ _NO_KERNEL = "this version has no Pallas kernel for it"
 
 
 @dataclasses.dataclass(frozen=True)
+class KernelPolicy:
+    """Which kernels a model may use: static data, part of its configuration.
+
+    Attributes:
+        implementation: what every operation takes: "xla", "pallas" (a kernel that declines is an
+            error), or None for the kernel where there is one that accepts.
+        disabled: kernels not to be used, each with the reason, such as a failed self-check.
+            A name is "kernel" or "kernel:TYPE", as `rfjax selfcheck` prints them.
+    """
+
+    implementation: Implementation | None = None
+    disabled: tuple[tuple[str, str], ...] = ()
+
+    def why_disabled(self, kernel: str, type_name: str | None = None) -> str | None:
+        """The reason not to use a kernel (for weights of a type), or None."""
+        for name, reason in self.disabled:
+            if name in (kernel, f"{kernel}:{type_name}"):
+                return reason
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice:
     """The implementation that runs an operation.
 

@@ -11,7 +11,7 @@ from rfjax.quant.bits import INFINITY, SIGN, Array, field_planes, lookup
 from rfjax.quant.unpacked import Unpacked
 
 # E2M1 values doubled, so that they are integers. Code 8, negative zero, decodes to plain zero.
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 def unpack_mxfp4(blocks: Array, xp: ModuleType) -> Unpacked:
@@ -22,20 +22,25 @@ def unpack_mxfp4(blocks: Array, xp: ModuleType) -> Unpacked:
     exponent = blocks[:, 0].astype(np.uint32)
     tiny = np.uint32(0x0020_0000) << (exponent & 1)
     d = xp.where(exponent < 2, tiny, (exponent - 1) << 23).view(np.float32)
-    q = lookup(_E2M1, field_planes(blocks[:, 1:], 4, 2).reshape(-1, 1, 32), xp)
+    q = lookup(E2M1, field_planes(blocks[:, 1:], 4, 2).reshape(-1, 1, 32), xp)
     return Unpacked(q, d)
 
 
 def decode_mxfp4(blocks: Array, xp: ModuleType) -> Array:
-    """uint8 `[n, 17]` to float32 `[n, 32]`.
+    """uint8 `[n, 17]` to float32 `[n, 32]`."""
+    return scale_e2m1(unpack_mxfp4(blocks, xp).q[:, 0], blocks[:, 0], xp)
+
+
+def scale_e2m1(q: Array, exponent: Array, xp: ModuleType) -> Array:
+    """Doubled E2M1 integers times 2^(e - 128): int8 `[n, 32]`, uint8 `[n]` to float32 `[n, 32]`.
 
     The product with a power of two is an addition to the exponent field, done on the bits because
     results down to 2^-128 are subnormal in f32. The largest exponent (255) overflows to infinity.
     """
-    q = unpack_mxfp4(blocks, xp).q.reshape(-1, 32)
     bits = q.astype(np.float32).view(np.uint32)
     mantissa = bits & 0x7F_FFFF
-    exponent = ((bits >> 23) & 0xFF).astype(np.int32) + (blocks[:, :1].astype(np.int32) - 128)
+    power = exponent[:, None].astype(np.int32) - 128
+    exponent = ((bits >> 23) & 0xFF).astype(np.int32) + power
     # q has at most one bit behind its leading one: shifting by 1 or 2 loses nothing.
     shift = xp.clip(1 - exponent, 0, 2).astype(np.uint32)
     subnormal = (mantissa | 0x80_0000) >> shift
@@ -56,6 +61,6 @@ def unpack_nvfp4(blocks: Array, xp: ModuleType) -> Unpacked:
     exponent, mantissa = (code >> 3) & 15, code & 7
     scales = xp.where(exponent == 0, mantissa, (mantissa + 8) << xp.maximum(exponent - 1, 0))
     scales = xp.where(code == 0x7F, 0, scales)
-    q = lookup(_E2M1, field_planes(blocks[:, 4:].reshape(-1, 4, 8), 4, 2).reshape(-1, 4, 16), xp)
+    q = lookup(E2M1, field_planes(blocks[:, 4:].reshape(-1, 4, 8), 4, 2).reshape(-1, 4, 16), xp)
     d = xp.full(blocks.shape[:1], 2**-10, np.float32)
     return Unpacked(q, d, scales)
