@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.linear import linear
+from rfjax.quant.qtensor import Weight
 from rfjax.typing import Array, Float, Int
 
 _MAX_LOGITS = 1 << 24
@@ -12,7 +13,7 @@ _MAX_LOGITS = 1 << 24
 
 def token_nll(
     hidden: Float[Array, "T D"],
-    weight: Float[Array, "V D"],
+    weight: Weight,
     bias: Float[Array, " V"] | None,
     targets: Int[Array, " T"],
 ) -> Float[Array, " T"]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from rfjax.ops.activation import gated
 from rfjax.ops.linear import linear
 from rfjax.ops.reduce import exp_below_best, row_sum
+from rfjax.quant.qtensor import Weight
 from rfjax.typing import Array, Float, Int
 
 _MAX_BLOCK = 128
@@ -45,9 +46,9 @@ def expert_ffn(
     x: Float[Array, "T D"],
     weights: Float[Array, "T A"],
     experts: Int[Array, "T A"],
-    gate: Float[Array, "E F D"],
-    up: Float[Array, "E F D"],
-    down: Float[Array, "E D F"],
+    gate: Weight,
+    up: Weight,
+    down: Weight,
     activation: str,
 ) -> Float[Array, "T D"]:
     """Sum over each token's chosen experts of `weight * down(activation(gate(x)) * up(x))`.
@@ -58,7 +59,8 @@ def expert_ffn(
 
     Args:
         weights, experts: of `route`; the weights f32, the ids in `[0, E)`.
-        gate, up, down: the experts' weights, stacked.
+        gate, up, down: the experts' weights, stacked, packed or as plain numbers: `[E, F, D]`,
+            `[E, F, D]` and `[E, D, F]`.
         activation: a name of `rfjax.ops.activation.ACTIVATIONS`.
 
     Returns:
@@ -91,7 +93,10 @@ def expert_ffn(
     used = block_ids < block_ends[-1]
 
     def compute(block, expert):
-        take = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)  # noqa: E731
+        def take(weight: Weight) -> Weight:
+            get = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)  # noqa: E731
+            return jax.tree.map(get, weight)
+
         hidden = gated(linear(block, take(gate)), linear(block, take(up)), activation)
         return linear(hidden, take(down))
 
