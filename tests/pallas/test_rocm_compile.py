@@ -1,0 +1,90 @@
+"""Every kernel compiles for AMD GPUs and fits: no spills, no scratch, local memory within bounds.
+
+No AMD GPU takes part; `support.rocm` says how. The table in docs/kernels.md comes from the same
+cases.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support.amdgcn import Code, compile_for, faults, read
+from support.kernel_cases import KernelCase, kernel_cases
+from support.rocm import TARGETS, export_for, kernels_in
+from support.sample_kernel import product
+
+pytest.importorskip("triton", reason="triton compiles for AMD GPUs; it exists for Linux only")
+
+
+def compiled(case: KernelCase, arch: str) -> list[Code]:
+    """The machine code of every kernel of a case."""
+    kernels = kernels_in(export_for(case.function, *case.args, arch=arch))
+    return [compile_for(arch, kernel) for kernel in kernels]
+
+
+def sample(tile: int, step: int = 32, dtype=jnp.bfloat16, warps: int = 4) -> KernelCase:
+    """A matrix product by tiles of a size."""
+    function = functools.partial(product, tile=tile, step=step, warps=warps)
+    operand = jax.ShapeDtypeStruct((512, 512), dtype)
+    return KernelCase("sample", function, (operand, operand), "prefill")
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize("case", kernel_cases(), ids=lambda case: case.name)
+def test_a_kernel_compiles_and_fits(case, arch):
+    codes = compiled(case, arch)
+    assert codes, f"{case.name} launches no kernel on {arch}"
+    found = [faults(code, matrix=False) for code in codes]
+    assert not any(found), f"{case.name} on {arch}: {found}"
+    if case.kind == "prefill":
+        assert any(code.matrix for code in codes), f"{case.name}: no matrix instruction on {arch}"
+
+
+def test_the_cases_have_names_of_their_own():
+    names = [case.name for case in kernel_cases()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+def test_a_small_tile_fits(arch):
+    (code,) = compiled(sample(tile=32), arch)
+    assert not faults(code, matrix=True)
+    assert 0 < code.registers <= 256
+    assert code.lds > 0
+    assert code.widths
+
+
+@pytest.mark.parametrize(
+    ("case", "arch", "words"),
+    [
+        (sample(tile=128), "gfx1201", "registers are spilled"),
+        (sample(tile=128), "gfx1201", "bytes of scratch"),
+        (sample(tile=128, step=512), "gfx950", "bytes of LDS"),
+        (sample(tile=32, dtype=jnp.float32), "gfx1100", "no matrix instruction"),
+    ],
+)
+def test_the_check_can_fail(case, arch, words):
+    (code,) = compiled(case, arch)
+    assert any(words in fault for fault in faults(code, matrix=True))
+
+
+def test_what_is_read_from_assembly():
+    assembly = """
+        global_load_dwordx4 v[0:3], v[4:5], off
+        buffer_load_dword v0, off, s[0:3], 0
+        global_load_ubyte_d16 v0, v[1:2], off
+        global_load_b128 v[0:3], v[4:5], off
+        global_load_d16_b16 v0, v[1:2], off
+        global_load_d16_hi_u8 v0, v[1:2], off
+        global_load_ushort v0, v[1:2], off
+        s_load_b64 s[0:1], s[2:3], 0x0
+        v_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
+        v_wmma_f32_16x16x16_bf16 v[0:7], v[8:15], v[16:23], v[0:7]
+        .private_segment_fixed_size: 24
+        .sgpr_spill_count: 1
+        .vgpr_count:     51
+        .vgpr_spill_count: 2
+    """
+    loads = ((16, 2), (4, 1), (2, 2), (1, 2))
+    assert read(assembly, lds=96) == Code(51, 3, 24, 96, 2, loads)
