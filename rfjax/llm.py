@@ -33,7 +33,9 @@ class LLM:
     Args:
         path: a GGUF file, or any part of a split one.
         dtype: "float32", "bfloat16" or "float16"; None takes bfloat16 on GPUs, float32 on the CPU.
-        mesh: devices to spread the model over; None takes one.
+        mesh: devices to spread the model over, with axes "model" (the weights) and "data" (the
+            sequences of a batch); None takes one. See `rfjax.sharding.make_mesh`.
+        weights: "packed" or "dequantized", as in `rfjax.load`; None takes what is faster and fits.
         engine: sizes of batches, chunks and bursts.
         compilation_cache: keep compiled programs in the user's cache folder.
 
@@ -47,13 +49,16 @@ class LLM:
         *,
         dtype: str | None = None,
         mesh: Mesh | None = None,
+        weights: str | None = None,
         engine: EngineConfig | None = None,
         compilation_cache: bool = True,
     ):
         if compilation_cache:
             enable_compilation_cache()
-        self._model = load(path, dtype=dtype, mesh=mesh)
         engine = engine or EngineConfig()
+        self._model = load(
+            path, dtype=dtype, mesh=mesh, weights=weights, context=engine.max_context
+        )
         limit = self._model.config.context_length
         if engine.max_context is not None and engine.max_context > limit:
             raise ConfigError(

@@ -9,7 +9,6 @@ from jax.sharding import Mesh, PartitionSpec
 from support.random_model import Shape, random_tokens, save
 
 from rfjax.io.load import load
-from rfjax.io.memory import weight_bytes
 from rfjax.models.decoder import forward
 from rfjax.models.params import named_leaves, param_spec
 from rfjax.sharding import leaf_sharding
@@ -74,7 +73,7 @@ def test_eight_devices_give_the_logits_of_one(tmp_path, shape):
     spec = param_spec(spread.config)
     for name, leaf in named_leaves(spread.params).items():
         wanted = named_leaves(spec)[name]
-        sharding = leaf_sharding(mesh, name, wanted.shape, wanted.axes)
+        sharding = leaf_sharding(mesh, name, wanted.shape, wanted.axes, wanted.units)
         assert leaf.sharding == sharding
         assert {s.data.shape for s in leaf.addressable_shards} == {
             sharding.shard_shape(wanted.shape)
@@ -86,8 +85,8 @@ def test_eight_devices_give_the_logits_of_one(tmp_path, shape):
             for s in leaf.addressable_shards
             if s.device == device
         )
-        assert held == weight_bytes(spec, "float32", mesh)
-    assert weight_bytes(spec, "float32", mesh) < weight_bytes(spec, "float32", None)
+        assert held == spread.plan.weights
+    assert spread.plan.weights < alone.plan.weights
     expected = np.asarray(run(alone.params, tokens, config=alone.config), np.float64)
     found = np.asarray(run(spread.params, tokens, config=spread.config))
     assert ((found - expected) ** 2).sum() / (expected**2).sum() <= 1e-10

@@ -4,9 +4,13 @@ An immutable pytree and pure functions on it; the jitted step donates the old ca
 updates it in place.
 """
 
+import math
+
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from rfjax.sharding import leaf_sharding
 from rfjax.typing import Array, Float, Int
 
 
@@ -40,26 +44,53 @@ class DenseCache:
 
 
 def init_cache(
-    kv_shapes: tuple[tuple[int, int], ...], batch: int, capacity: int, dtype: jnp.dtype
+    kv_shapes: tuple[tuple[int, int], ...],
+    batch: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
 ) -> DenseCache:
-    """An empty cache; `kv_shapes` holds (kv heads, head dim) of every layer."""
-    return DenseCache(
-        layers=tuple(
-            LayerCache(
-                k=jnp.zeros((batch, n_kv, capacity, head_dim), dtype),
-                v=jnp.zeros((batch, n_kv, head_dim, capacity), dtype),
-            )
-            for n_kv, head_dim in kv_shapes
+    """An empty cache, spread over a mesh if there is one.
+
+    Args:
+        kv_shapes: (kv heads, head dim) of every layer.
+        batch: rows.
+        capacity: tokens of a row.
+        dtype: of keys and values.
+        mesh: see `cache_sharding`.
+    """
+
+    def layer(n_kv: int, head_dim: int) -> LayerCache:
+        device = None if mesh is None else cache_sharding(mesh, batch, n_kv)
+        return LayerCache(
+            k=jnp.zeros((batch, n_kv, capacity, head_dim), dtype, device=device),
+            v=jnp.zeros((batch, n_kv, head_dim, capacity), dtype, device=device),
         )
-    )
+
+    return DenseCache(layers=tuple(layer(*shape) for shape in kv_shapes))
+
+
+def cache_sharding(mesh: Mesh | AbstractMesh, batch: int, n_kv: int) -> NamedSharding:
+    """Where a layer's keys and values live: sequences over "data", kv heads over "model"."""
+    axes = ("batch", "kv_heads", None, None)
+    return leaf_sharding(mesh, "the cache", (batch, n_kv, 1, 1), axes)
 
 
 def cache_bytes(
-    kv_shapes: tuple[tuple[int, int], ...], batch: int, capacity: int, dtype: jnp.dtype
+    kv_shapes: tuple[tuple[int, int], ...],
+    batch: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> int:
-    """Bytes that `init_cache` with the same arguments would allocate."""
-    per_token = sum(2 * n_kv * head_dim for n_kv, head_dim in kv_shapes)
-    return per_token * batch * capacity * jnp.dtype(dtype).itemsize
+    """Bytes that `init_cache` with the same arguments allocates, on each device."""
+    total = 0
+    for n_kv, head_dim in kv_shapes:
+        shape = (batch, n_kv, capacity, head_dim)
+        if mesh is not None:
+            shape = cache_sharding(mesh, batch, n_kv).shard_shape(shape)
+        total += 2 * math.prod(shape)
+    return total * jnp.dtype(dtype).itemsize
 
 
 def append(

@@ -34,6 +34,9 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    tensor_parallel: options.TensorParallel = 1,
+    data_parallel: options.DataParallel = 1,
     max_context: options.MaxContext = None,
     config: options.Config = None,
     quiet: options.Quiet = False,
@@ -44,9 +47,15 @@ def chat(
     from rfjax.config import from_toml
 
     preset = from_toml(ChatPreset, config, options.preset_values(context))
-    conversation = Conversation(
-        open_model(model, dtype, preset.engine), preset.sampling, system, quiet=quiet
+    llm = open_model(
+        model,
+        dtype,
+        preset.engine,
+        weights=weights,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
     )
+    conversation = Conversation(llm, preset.sampling, system, quiet=quiet)
     if message is not None:
         conversation.answer(message)
         return

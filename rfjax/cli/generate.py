@@ -33,6 +33,9 @@ def generate(
     stop_token_ids: options.StopTokenIds = None,
     ignore_eos: options.IgnoreEos = None,
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    tensor_parallel: options.TensorParallel = 1,
+    data_parallel: options.DataParallel = 1,
     max_context: options.MaxContext = None,
     config: options.Config = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
@@ -47,7 +50,14 @@ def generate(
 
     preset = from_toml(Preset, config, options.preset_values(context))
     text = _prompt(prompt, file)
-    llm = open_model(model, dtype, preset.engine)
+    llm = open_model(
+        model,
+        dtype,
+        preset.engine,
+        weights=weights,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+    )
     if llm.tokenizer is None:
         raise RequestError(
             f"{model} has no tokenizer, so it cannot read text; from Python, feed it token ids "

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 _SAMPLING = "Sampling"
+_DEVICES = "Devices"
 
 Model = Annotated[
     Path,
@@ -15,6 +16,25 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         help="float32, bfloat16 or float16; by default bfloat16 on GPUs, float32 on the CPU.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="packed (as the file has them) or dequantized; by default packed on GPUs, and on the "
+        "CPU dequantized where that fits.",
+    ),
+]
+TensorParallel = Annotated[
+    int,
+    typer.Option(min=1, help="Devices that share the weights.", rich_help_panel=_DEVICES),
+]
+DataParallel = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Groups of such devices that share the sequences of a batch.",
+        rich_help_panel=_DEVICES,
     ),
 ]
 MaxContext = Annotated[

@@ -35,6 +35,9 @@ def perplexity(
         typer.Option("--batch-size", "-b", help="Chunks scored at a time; by default by size."),
     ] = None,
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    tensor_parallel: options.TensorParallel = 1,
+    data_parallel: options.DataParallel = 1,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -42,7 +45,13 @@ def perplexity(
     from rfjax.cli.model import open_model
 
     text = read_text(file)
-    llm = open_model(model, dtype)
+    llm = open_model(
+        model,
+        dtype,
+        weights=weights,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+    )
     start = time.perf_counter()
     result = measure(
         llm, text, n_ctx=ctx, chunks=chunks, batch_size=batch_size, print_running=not json

@@ -5,6 +5,7 @@ Nothing is trusted before it is checked, and the limits are stated where they ar
 `gguf_split` (shards). Needs no JAX.
 """
 
+import mmap
 import os
 import pathlib
 from collections.abc import Mapping
@@ -86,6 +87,21 @@ class GGUFFile(Metadata):
         if info.offset + info.nbytes > (size := _file_size(header)):
             raise self._truncated(info, size)
         return np.frombuffer(header.data, np.uint8, info.nbytes, info.offset)
+
+    def release(self, name: str) -> None:
+        """Tells the system that a tensor's pages are not needed for now.
+
+        They no longer count as this process's memory; arrays of `raw` stay valid, and their pages
+        are read again when touched. Does nothing where the system has no such call.
+        """
+        info = self.tensors[name]
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        # Whole pages only: what a neighbour begins or ends with stays.
+        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > first:
+            self._headers[info.shard].data.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def _truncated(self, info: TensorInfo, size: int) -> ModelFormatError:
         """The error for a tensor whose data is not wholly in its file of `size` bytes."""

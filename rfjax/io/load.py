@@ -1,23 +1,33 @@
 """From a GGUF file to a model on the device: configure, check every tensor, decode, place."""
 
+import concurrent.futures
 import dataclasses
 import logging
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from rfjax.errors import ConfigError, ModelFormatError, UnsupportedError
+from rfjax.errors import CapacityError, ConfigError, ModelFormatError, UnsupportedError
 from rfjax.io.gguf import GGUFFile, read_gguf
-from rfjax.io.memory import check_fits
+from rfjax.io.memory import (
+    LEAST_CONTEXT,
+    MemoryPlan,
+    exhaustion_as_capacity_error,
+    gib,
+    largest_fitting,
+    make_plan,
+    memory_of,
+)
+from rfjax.io.place import WORKERS, place
+from rfjax.io.storage import Storage, Weights, resolve_weights, store
 from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
-from rfjax.quant.formats import FORMATS, dequantize, dequantize_numpy
-from rfjax.sharding import leaf_sharding
+from rfjax.quant.formats import FORMATS
+from rfjax.quant.qtensor import QTensor
+from rfjax.sharding import automatic
 from rfjax.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -37,47 +47,138 @@ _EXPERT_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 class Model:
     """Weights, configuration and tokenizer of one file.
 
-    `tokenizer` is None for files without a vocabulary: feed token ids.
+    Attributes:
+        params: the weights; matrices are arrays, or `QTensor`s where they are packed.
+        config: sizes and mechanisms.
+        tokenizer: None for files without a vocabulary: feed token ids.
+        path: the file, or the first of a split one.
+        mesh: the devices that the weights are spread over, or None for one.
+        plan: what the model was expected to take before it was loaded.
     """
 
     params: Params
     config: ModelConfig
     tokenizer: Tokenizer | None
     path: str
+    mesh: Mesh | None
+    plan: MemoryPlan
 
 
 def load(
-    path: str | os.PathLike[str], *, dtype: str | None = None, mesh: Mesh | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    weights: str | None = None,
+    context: int | None = None,
 ) -> Model:
     """Load a GGUF file, all parts of a split one included.
 
     Args:
         path: the file, or any part of a split file.
-        dtype: of weights and activations: "float32", "bfloat16" or "float16"; None takes bfloat16
-            on GPUs and float32 on the CPU. Norms, biases and routers are f32 always.
-        mesh: devices to spread the weights over (see `rfjax.sharding`); None takes one device.
+        dtype: of activations, and of weights that are not packed: "float32", "bfloat16" or
+            "float16"; None takes bfloat16 on GPUs and float32 on the CPU. Norms, biases and
+            routers are f32 always.
+        mesh: devices to spread the weights over, with axes "model" and "data" (see
+            `rfjax.sharding`); None takes one device.
+        weights: "packed" keeps quantized matrices as their blocks, and F32, F16 and BF16 ones in
+            the file's type; "dequantized" makes all of them plain numbers of `dtype`. None takes
+            packed on GPUs; on the CPU, where plain numbers are faster, dequantized if they fit.
+        context: tokens of one sequence for whose cache room must be left; None asks for few.
 
     Raises:
         ModelFormatError: malformed or truncated file, inconsistent metadata; or tensors missing,
             unknown or misshapen, all of them listed in one message.
         UnsupportedError: architecture or tensor type not supported.
-        CapacityError: the weights would not fit in the device's free memory.
-        ConfigError: unknown dtype.
+        CapacityError: the model would not fit in the free memory; says what would.
+        ConfigError: unknown dtype, kind of weights or mesh axis.
     """
     gguf = read_gguf(path)
     gguf.check_data()
     config = configure(gguf, dtype=resolve_dtype(dtype))
-    spec = param_spec(config)
-    sources = check_tensors(gguf, spec)
+    mesh = None if mesh is None else automatic(mesh)
+    storages, plan = plan_load(gguf, config, weights=weights, mesh=mesh, context=context)
+    logger.info("%s: %s", gguf.path, plan)
     tokenizer = read_tokenizer(gguf)
-    check_fits(gguf, spec, config.dtype, mesh)
-    leaves = {
-        name: _materialize(gguf, name, leaf, sources[name], config.dtype, mesh)
-        for name, leaf in named_leaves(spec).items()
-    }
-    params = jax.tree.unflatten(jax.tree.structure(spec), leaves.values())
+    advice = "Close what else uses it, or choose packed weights, a smaller model or a mesh"
+    with exhaustion_as_capacity_error(f"loading {gguf.path}", advice):
+        leaves = _load_leaves(gguf, storages)
+    spec = param_spec(config)
+    params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
-    return Model(params=params, config=config, tokenizer=tokenizer, path=str(gguf.path))
+    return Model(params, config, tokenizer, str(gguf.path), mesh, plan)
+
+
+def plan_load(
+    gguf: GGUFFile,
+    config: ModelConfig,
+    *,
+    weights: str | None = None,
+    mesh: Mesh | None = None,
+    context: int | None = None,
+) -> tuple[dict[str, Storage], MemoryPlan]:
+    """How a model would be held, and what it would take. Allocates nothing.
+
+    Args:
+        gguf: the file.
+        config: what it holds, with the dtype to compute in.
+        weights, mesh, context: as of `load`.
+
+    Raises:
+        ModelFormatError, UnsupportedError: the tensors do not fit, as `check_tensors`.
+        CapacityError: it would not fit in the free memory; says what would.
+        ConfigError: unknown kind of weights.
+    """
+    asked = resolve_weights(weights)
+    spec = param_spec(config)
+    found = check_tensors(gguf, spec)
+    sources = {name: tuple(gguf.tensors[n] for n in names) for name, names in found.items()}
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    memory = memory_of(devices)
+    context = LEAST_CONTEXT if context is None else context
+
+    def planned(
+        weights: Weights, dtype: str = config.dtype, mesh: Mesh | AbstractMesh | None = mesh
+    ) -> tuple[dict[str, Storage], MemoryPlan]:
+        storages = store(spec, sources, weights, dtype, mesh)
+        own = dataclasses.replace(config, dtype=dtype)
+        return storages, make_plan(storages, own, mesh, memory, context=context)
+
+    first: Weights = asked or ("dequantized" if devices[0].platform == "cpu" else "packed")
+    result = planned(first)
+    if not result[1].fits and asked is None and first == "dequantized":
+        packed = planned("packed")
+        if packed[1].fits:
+            logger.warning(
+                "%s: weights stay packed, which is slower here: dequantized they take %s",
+                gguf.path,
+                result[1],
+            )
+            return packed
+    if result[1].fits:
+        return result
+
+    ways = []
+    if first == "dequantized" and (plan := planned("packed")[1]).fits:
+        ways.append(f"weights='packed' ({gib(plan.needed)})")
+    if config.dtype == "float32" and (plan := planned(first, "bfloat16")[1]).fits:
+        ways.append(f"dtype='bfloat16' ({gib(plan.needed)})")
+    if context > LEAST_CONTEXT:
+        fitting = largest_fitting(
+            lambda n: make_plan(result[0], config, mesh, memory, context=n), context
+        )
+        if fitting >= LEAST_CONTEXT:
+            ways.append(f"a context of {fitting} tokens")
+    if memory.sharers == 1:
+        for count in (2, 4, 8, 16, 32, 64):
+            spread = AbstractMesh((count,), ("model",))
+            if count > len(devices) and planned(first, mesh=spread)[1].fits:
+                ways.append(f"a mesh of {count} such devices")
+                break
+    would_fit = f"What would fit: {', or '.join(ways)}" if ways else "Take a smaller model"
+    raise CapacityError(
+        f"{gguf.path}: with {first} weights in {config.dtype} it takes {result[1]}. {would_fit}"
+    )
 
 
 def resolve_dtype(dtype: str | None) -> str:
@@ -154,32 +255,19 @@ def _find(gguf: GGUFFile, name: str, leaf: ParamSpec) -> tuple[tuple[str, ...], 
     return (), leaf.shape
 
 
-def _materialize(
-    gguf: GGUFFile,
-    name: str,
-    leaf: ParamSpec,
-    sources: tuple[str, ...],
-    dtype: str,
-    mesh: Mesh | None,
-) -> jax.Array:
-    """One leaf on its device, decoded from the file's bytes.
+def _load_leaves(gguf: GGUFFile, storages: dict[str, Storage]) -> dict[str, jax.Array | QTensor]:
+    """Every leaf on its devices, a few at a time, in the order of the file."""
+    device = jnp.zeros(()).devices().pop()  # a default set for this thread holds for all of them
 
-    Weights are dequantized here; packed weights will take this function's place.
-    """
-    target = jnp.dtype("float32" if leaf.wide else dtype)
-    parts = [_decode(gguf, source, target, mesh) for source in sources]
-    array: Any = parts[0] if len(parts) == 1 else jnp.stack([jnp.asarray(p) for p in parts])
-    if mesh is not None:
-        return jax.device_put(array, leaf_sharding(mesh, name, leaf.shape, leaf.axes))
-    return jnp.asarray(array)
+    def load_leaf(storage: Storage) -> jax.Array | QTensor:
+        with jax.default_device(device):
+            raws = [gguf.raw(info.name) for info in storage.sources]
+            leaf = jax.block_until_ready(place(storage, raws))
+        for info in storage.sources:
+            gguf.release(info.name)
+        return leaf
 
-
-def _decode(
-    gguf: GGUFFile, name: str, target: jnp.dtype, mesh: Mesh | None
-) -> np.ndarray | jax.Array:
-    """A tensor's values; on the host for the CPU and for meshes, else on the device."""
-    info = gguf.tensors[name]
-    raw = gguf.raw(name)
-    if mesh is not None or jax.default_backend() == "cpu":
-        return dequantize_numpy(raw, info.type, info.shape).astype(target, copy=False)
-    return dequantize(jnp.asarray(raw), info.type, info.shape).astype(target)
+    ordered = sorted(storages.values(), key=lambda s: (s.sources[0].shard, s.sources[0].offset))
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        loaded = list(pool.map(load_leaf, ordered))
+    return {storage.name: leaf for storage, leaf in zip(ordered, loaded, strict=True)}

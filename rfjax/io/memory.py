@@ -1,17 +1,34 @@
-"""What a model will take on its devices, checked before anything is allocated."""
+"""What a model takes on its devices: planned before anything is allocated, refused where too much.
 
+The plan counts bytes of one device. Weights and cache are exact; the workspace of a step and the
+transient of loading are estimates from above, of which tests say how far above.
+"""
+
+import contextlib
+import dataclasses
 import math
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from rfjax.cache.dense import cache_bytes
 from rfjax.errors import CapacityError
-from rfjax.io.gguf import GGUFFile
-from rfjax.models.params import Params, named_leaves
-from rfjax.sharding import leaf_sharding
+from rfjax.io.place import loading_bytes
+from rfjax.io.storage import Storage
+from rfjax.models.config import ModelConfig
+
+LEAST_CONTEXT = 64
+"""Tokens of context without which a model is not worth loading."""
+
+_MAX_SCORES = 1 << 26
+"""Scores that attention holds at a time, as in `rfjax.ops.attention`."""
+
+_LOGITS_COPIES = 4
+"""Arrays as large as a batch's logits that sampling holds at a time."""
 
 
 def free_bytes(device: Any) -> int | None:
@@ -34,40 +51,168 @@ def free_bytes(device: Any) -> int | None:
     return None
 
 
-def weight_bytes(spec: Params, dtype: str, mesh: Mesh | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Room on the devices of a model.
+
+    Attributes:
+        free: bytes on the device that has least of them; None where nobody can say.
+        sharers: devices that draw on the same memory: simulated ones of a CPU, else 1.
+        where: the device, for messages.
+    """
+
+    free: int | None
+    sharers: int
+    where: str
+
+
+def memory_of(devices: Sequence[Any]) -> Memory:
+    """The room on devices that will hold equal shares of a model."""
+    known = [(free, device) for device in devices if (free := free_bytes(device)) is not None]
+    if not known:
+        return Memory(None, 1, str(devices[0]))
+    free, device = min(known, key=lambda pair: pair[0])
+    sharers = len(devices) if device.platform == "cpu" else 1
+    where = str(device) if len(devices) == 1 else f"each of {len(devices)} devices"
+    if sharers > 1:
+        where = f"the host, for {sharers} simulated devices"
+    return Memory(free, sharers, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a model, its cache and its steps, on one device.
+
+    Attributes:
+        weights: of all weights, or the device's share.
+        cache: of keys and values.
+        workspace: of a step's intermediate values.
+        loading: beside the weights while they are loaded; free again afterwards.
+        batch: sequences that the cache is for.
+        context: tokens of each.
+        memory: the room there is.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    loading: int
+    batch: int
+    context: int
+    memory: Memory
+
+    @property
+    def needed(self) -> int:
+        """The most that is held at a time, on all devices that share the memory."""
+        return (self.weights + max(self.loading, self.cache + self.workspace)) * self.memory.sharers
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, as far as anybody can say."""
+        return self.memory.free is None or self.needed <= self.memory.free
+
+    def __str__(self) -> str:
+        free = "an unknown rest" if self.memory.free is None else gib(self.memory.free)
+        return (
+            f"{gib(self.needed)} on {self.memory.where}, which has {free} free: weights "
+            f"{gib(self.weights)}, cache {gib(self.cache)} ({self.batch} x {self.context} tokens), "
+            f"workspace {gib(self.workspace)}, loading {gib(self.loading)}"
+        )
+
+
+def gib(nbytes: int) -> str:
+    """Bytes for a person."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**28 else f"{nbytes / 2**20:.2f} MiB"
+
+
+def make_plan(
+    storages: Mapping[str, Storage],
+    config: ModelConfig,
+    mesh: Mesh | AbstractMesh | None,
+    memory: Memory,
+    *,
+    batch: int = 1,
+    context: int = LEAST_CONTEXT,
+    chunk: int = 512,
+) -> MemoryPlan:
+    """What a model takes on each device.
+
+    Args:
+        storages: how its weights are held, of `rfjax.io.storage.store`.
+        config: its sizes.
+        mesh: that of the storages.
+        memory: the room there is.
+        batch: sequences computed together.
+        context: tokens that the cache holds of each.
+        chunk: tokens of a sequence computed in one step.
+    """
+    context = min(context, config.context_length)
+    packed = (math.prod(s.spec.shape[-2:]) for s in storages.values() if s.dtype is None)
+    return MemoryPlan(
+        weights=weight_bytes(storages),
+        cache=cache_bytes(config.kv_shapes, batch, context, jnp.dtype(config.dtype), mesh),
+        workspace=workspace_bytes(config, max(packed, default=0), batch, context, chunk),
+        loading=loading_bytes(storages.values()),
+        batch=batch,
+        context=context,
+        memory=memory,
+    )
+
+
+def weight_bytes(storages: Mapping[str, Storage]) -> int:
     """Bytes of all weights on one device: its share where the mesh splits them."""
-    total = 0
-    for name, leaf in named_leaves(spec).items():
-        shape = leaf.shape
-        if mesh is not None:
-            shape = leaf_sharding(mesh, name, shape, leaf.axes).shard_shape(shape)
-        total += math.prod(shape) * (4 if leaf.wide else jnp.dtype(dtype).itemsize)
-    return total
+    return sum(storage.nbytes for storage in storages.values())
 
 
-def transient_bytes(spec: Params) -> int:
-    """Bytes that loading takes beside the weights: the largest tensor in f32, while decoded."""
-    return 4 * max(math.prod(leaf.shape) for leaf in named_leaves(spec).values())
+def workspace_bytes(
+    config: ModelConfig, largest_packed: int, batch: int, context: int, chunk: int
+) -> int:
+    """Bytes of a step's intermediate values on one device, from above: no split is counted.
+
+    Counted are a packed matrix as plain numbers, the activations of a layer, attention's scores,
+    and the logits while a token is drawn.
+
+    Args:
+        config: the model's sizes.
+        largest_packed: elements of the largest packed matrix; of a stack, one expert's.
+        batch: sequences computed together.
+        context: keys of each.
+        chunk: most tokens of a sequence in one step.
+    """
+    matrix = largest_packed * jnp.dtype(config.dtype).itemsize
+    rows = batch * min(chunk, context)
+    widths, heads = [], []
+    for layer in config.layers:
+        experts = layer.experts
+        ffn = layer.ffn_dim if experts is None else 2 * experts.ffn_dim * experts.n_used
+        widths.append(2 * (layer.n_heads + layer.n_kv_heads) * layer.head_dim + 3 * ffn)
+        heads.append(layer.n_heads)
+    activations = 4 * rows * (4 * config.d_model + max(widths))
+    query = batch * max(heads) * context
+    scores = 2 * 4 * min(rows * max(heads) * context, max(_MAX_SCORES, 16 * query))
+    logits = 4 * _LOGITS_COPIES * batch * config.vocab_size
+    return matrix + activations + scores + logits
 
 
-def check_fits(gguf: GGUFFile, spec: Params, dtype: str, mesh: Mesh | None) -> None:
-    """Refuse a model whose loading would exceed a device's free memory.
+def largest_fitting(make: Callable[[int], MemoryPlan], most: int) -> int:
+    """The largest power of two up to `most` whose plan fits; 0 if none does."""
+    size = 1 << max(0, most.bit_length() - 1)
+    while size and not make(size).fits:
+        size //= 2
+    return size
 
-    Counted are the weights and what decoding the largest of them takes.
+
+@contextlib.contextmanager
+def exhaustion_as_capacity_error(what: str, advice: str) -> Iterator[None]:
+    """Turn XLA's report that an allocation failed into a `CapacityError`.
 
     Raises:
-        CapacityError: says what is needed, what is free, and what to do.
+        CapacityError: a device ran out of memory inside; XLA's own words are its cause.
     """
-    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
-    needed = weight_bytes(spec, dtype, mesh)
-    if devices[0].platform == "cpu":
-        needed *= len(devices)  # simulated devices share the host's memory
-    needed += transient_bytes(spec)
-    for device in devices:
-        free = free_bytes(device)
-        if free is not None and needed > free:
-            raise CapacityError(
-                f"{gguf.path}: loading takes {needed / 2**30:.2f} GiB on {device} in {dtype}, "
-                f"which has {free / 2**30:.2f} GiB free. Use a narrower dtype, a smaller model, "
-                "or spread it over a mesh of more devices"
-            )
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).partition("\n")[0]
+        raise CapacityError(f"{what}: a device ran out of memory ({first}). {advice}") from error

@@ -77,11 +77,14 @@ class ParamSpec:
 
     `axes` names the logical axis of every dimension (see `rfjax.sharding`), None where it is
     never split. `wide` tensors (norms, biases, routers) are f32 whatever the model's dtype.
+    `units` says how many elements of each dimension stay together where it is split, such as
+    those of a head; None is 1 everywhere.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     wide: bool = False
+    units: tuple[int, ...] | None = None
 
 
 def param_spec(config: ModelConfig) -> Params:
@@ -118,11 +121,16 @@ def parameter_count(spec: Params) -> int:
 
 
 def _linear(
-    shape: tuple[int, ...], axes: tuple[str | None, ...], bias: str | None = None
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    units: tuple[int, ...] | None = None,
+    *,
+    bias: bool = False,
 ) -> Linear:
+    bias_units = units and units[-2:-1]
     return Linear(
-        ParamSpec(shape, axes),
-        ParamSpec((shape[-2],), (bias,), wide=True) if bias else None,
+        ParamSpec(shape, axes, units=units),
+        ParamSpec(shape[-2:-1], axes[-2:-1], wide=True, units=bias_units) if bias else None,
     )
 
 
@@ -136,7 +144,9 @@ def _block(config: ModelConfig, layer: LayerConfig) -> Block:
     kv_rows = layer.n_kv_heads * layer.head_dim
 
     def biased(stem: str, shape: tuple[int, int], axes: tuple[str, str]) -> Linear:
-        return _linear(shape, axes, bias=axes[0] if stem in layer.biases else None)
+        whole = ("heads", "kv_heads")
+        units = tuple(layer.head_dim if axis in whole else 1 for axis in axes)
+        return _linear(shape, axes, units, bias=stem in layer.biases)
 
     block = Block(
         attn_norm=_norm(width, "embed"),

@@ -15,7 +15,6 @@ from support.tiny_model import q8_0, tiny_llama
 from rfjax.errors import ConfigError, ModelFormatError, UnsupportedError
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import check_tensors, load, resolve_dtype
-from rfjax.io.memory import weight_bytes
 from rfjax.models.configure import configure
 from rfjax.models.decoder import forward
 from rfjax.models.params import named_leaves, param_spec
@@ -161,8 +160,7 @@ def test_live_bytes_are_the_planned_ones(path, tied, dtype):
     model = load(path, dtype=dtype)
     gc.collect()
     held = sum(array.nbytes for array in jax.live_arrays()) - before
-    spec = param_spec(model.config)
-    assert held == weight_bytes(spec, dtype, None)
+    assert held == model.plan.weights
     assert (model.params.output is None) is tied
     file_bytes = sum(info.nbytes for info in read_gguf(path).tensors.values())
     if dtype == "float32":

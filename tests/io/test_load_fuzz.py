@@ -127,7 +127,7 @@ def take(path: pathlib.Path) -> None:
 @pytest.fixture
 def nothing_decoded(monkeypatch):
     """Loading without the last step, the same for every file: bytes to arrays."""
-    monkeypatch.setattr(loading, "_materialize", lambda *_: None)
+    monkeypatch.setattr(loading, "place", lambda *_: None)
 
 
 @pytest.mark.usefixtures("nothing_decoded")
