@@ -68,7 +68,7 @@ GREEDY = ("-n", "12", "-t", "0")
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("generate", "chat", "perplexity", "inspect", "doctor", "demo"):
+    for command in ("generate", "chat", "perplexity", "bench", "inspect", "doctor", "demo"):
         assert command in out
         assert run(command, "-h")[0] == 0
     assert run("--version") == (0, f"rfjax {rfjax.__version__}\n", "")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rfjax.cli import chat, demo, doctor, generate, inspect, perplexity
+from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity
 from rfjax.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(perplexity.perplexity)
+app.command()(bench.bench)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

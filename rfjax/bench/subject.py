@@ -1,0 +1,123 @@
+"""The model that is measured: from a file, or random weights of a named shape."""
+
+import dataclasses
+import math
+import os
+from collections import Counter
+
+import jax
+
+from rfjax.errors import CapacityError
+from rfjax.io.gguf import read_gguf
+from rfjax.io.load import load, resolve_dtype
+from rfjax.io.memory import free_bytes
+from rfjax.models.config import ModelConfig
+from rfjax.models.params import Params, named_leaves, param_spec, parameter_count
+from rfjax.models.random_params import random_params, stored_bytes, tensor_types
+from rfjax.models.shape import load_shape
+from rfjax.models.type_mix import check_mix
+from rfjax.quant.types import BLOCK_SIZES, GGMLType
+
+_DEFAULT_MIX = "q4_k_m"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model on the device, and what a report says of it.
+
+    Attributes:
+        params: the weights.
+        config: everything else.
+        bos_id: token that starts a sequence where the vocabulary adds one.
+        filename: of the file, or the name of the shape and mix.
+        description: architecture, size and type of most weights, such as "llama 8B Q4_K_M".
+        stored_bytes: of all tensors as a file stores them.
+        n_params: weights.
+    """
+
+    params: Params
+    config: ModelConfig
+    bos_id: int | None
+    filename: str
+    description: str
+    stored_bytes: int
+    n_params: int
+
+
+def from_file(path: str | os.PathLike[str], *, dtype: str | None = None) -> Subject:
+    """Load a GGUF file.
+
+    Raises:
+        ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
+    """
+    gguf = read_gguf(path)
+    model = load(path, dtype=dtype)
+    by_type: Counter[str] = Counter()
+    for info in gguf.tensors.values():
+        by_type[info.type.name] += math.prod(info.shape)
+    n_params = sum(by_type.values())
+    label = gguf.get_str("general.size_label", "") or _rounded(n_params)
+    tokenizer = model.tokenizer
+    return Subject(
+        params=model.params,
+        config=model.config,
+        bos_id=tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None,
+        filename=str(path),
+        description=f"{model.config.architecture} {label} {by_type.most_common(1)[0][0]}",
+        stored_bytes=sum(
+            math.prod(info.shape) // BLOCK_SIZES[info.type][0] * BLOCK_SIZES[info.type][1]
+            for info in gguf.tensors.values()
+        ),
+        n_params=n_params,
+    )
+
+
+def from_shape(name: str, *, dtype: str | None = None, seed: int = 0) -> Subject:
+    """Random weights, made on the device.
+
+    Args:
+        name: `shape:mix`, such as `llama-8b:q4_k_m`: a shape of `rfjax.models.shape` and a mix of
+            `rfjax.models.type_mix`; without a mix q4_k_m.
+        dtype: of the activations; None takes bfloat16 on GPUs and float32 on the CPU.
+        seed: of the weights.
+
+    Raises:
+        ConfigError: no such shape, mix or dtype.
+        CapacityError: the weights would not fit in the device's free memory.
+    """
+    shape_name, _, mix = name.partition(":")
+    mix = check_mix(mix or _DEFAULT_MIX)
+    shape = load_shape(shape_name)
+    config = shape.model_config(resolve_dtype(dtype))
+    types = tensor_types(config, mix, shape.mix_model())
+    nbytes = stored_bytes(config, types)
+    _check_room(name, config, types, nbytes)
+    return Subject(
+        params=random_params(config, types, seed=seed),
+        config=config,
+        bos_id=None,
+        filename=f"{shape_name}:{mix}",
+        description=f"{shape.architecture} {shape.label} {mix.upper()}",
+        stored_bytes=nbytes,
+        n_params=parameter_count(param_spec(config)),
+    )
+
+
+def _check_room(name: str, config: ModelConfig, types: dict[str, GGMLType], nbytes: int) -> None:
+    """The weights, and the blocks of the largest tensor twice: random bits, then re-ordered."""
+    spec = named_leaves(param_spec(config))
+    largest = max(
+        math.prod(leaf.shape) // BLOCK_SIZES[types[leaf_name]][0] * BLOCK_SIZES[types[leaf_name]][1]
+        for leaf_name, leaf in spec.items()
+    )
+    needed, free = nbytes + 2 * largest, free_bytes(jax.devices()[0])
+    if free is not None and needed > free:
+        raise CapacityError(
+            f"{name}: making the weights takes {needed / 2**30:.2f} GiB, and "
+            f"{free / 2**30:.2f} GiB are free: take a smaller shape or a narrower mix"
+        )
+
+
+def _rounded(n: int) -> str:
+    """A count of weights as people say it: `8.0B`, `3.4M`."""
+    return f"{n / 1e9:.1f}B" if n >= 10**9 else f"{n / 1e6:.1f}M"

@@ -1,0 +1,90 @@
+"""Measuring whole models: what is computed, counted and refused. No assertion on speed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfjax.bench.case import Case
+from rfjax.bench.model_bench import BenchConfig, bench
+from rfjax.bench.roof import Roof
+from rfjax.bench.steps import generate, prompt_step
+from rfjax.bench.subject import from_file, from_shape
+from rfjax.cache.dense import init_cache
+from rfjax.errors import ConfigError
+from rfjax.models.decoder import forward, project
+
+CASES = (
+    Case(n_prompt=24),
+    Case(n_gen=4, n_seqs=2),
+    Case(n_prompt=5, n_gen=3, n_depth=20),
+    Case(n_score=16, n_seqs=2),
+)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_llama_path):
+    return from_file(tiny_llama_path)
+
+
+def test_every_kind_of_case_is_measured(subject):
+    runs = []
+    results = list(
+        bench(
+            subject,
+            CASES,
+            config=BenchConfig(repetitions=2, prompt_chunk=16),
+            roof=Roof(1e9, 1e9, "float32"),
+            on_run=lambda case, number: runs.append((case.name, number)),
+        )
+    )
+    assert [result.test for result in results] == [case.name for case in CASES]
+    assert runs == [(case.name, number) for case in CASES for number in range(3)]
+    assert [result.n_tokens for result in results] == [24, 8, 8, 32]
+    for result in results:
+        assert len(result.samples_ns) == 2
+        assert result.avg_ts > 0
+        assert result.warmup_s > 0
+        assert result.matmul_share is not None
+    assert [result.bytes_read > 0 for result in results] == [False, True, False, False]
+
+
+def test_the_steps_compute_what_the_model_does(subject):
+    config, rng = subject.config, np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (2, 9)), jnp.int32)
+    cache = init_cache(config.kv_shapes, 2, 64, jnp.dtype(config.dtype))
+    hidden, cache = prompt_step(subject.params, cache, tokens[:, :5], jnp.int32(0), config=config)
+    whole = [forward(subject.params, row, config=config) for row in tokens]
+    after = project(subject.params, hidden, config=config)
+    np.testing.assert_allclose(after, jnp.stack([row[4] for row in whole]), rtol=1e-4, atol=1e-5)
+    logits, _ = jax.jit(generate, static_argnames="config")(
+        subject.params, cache, tokens[:, 5:], jnp.int32(5), config=config
+    )
+    np.testing.assert_allclose(logits, jnp.stack([row[8] for row in whole]), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_those_that_llama_bench_counts(subject, tiny_llama_path):
+    import gguf
+
+    tensors = gguf.GGUFReader(tiny_llama_path).tensors
+    assert subject.stored_bytes == sum(int(tensor.n_bytes) for tensor in tensors)
+    assert subject.n_params == sum(int(tensor.n_elements) for tensor in tensors)
+    assert subject.bos_id == 1
+
+
+def test_a_synthetic_model_is_measured():
+    subject = from_shape("tiny:q8_0")
+    assert subject.description == "llama 1.9M Q8_0"
+    assert subject.filename == "tiny:q8_0"
+    (result,) = bench(subject, [Case(n_gen=2)], config=BenchConfig(repetitions=1))
+    assert (result.copy_share, result.matmul_share) == (None, None)
+    assert result.model_size == subject.stored_bytes
+
+
+def test_what_cannot_be_measured(subject):
+    with pytest.raises(ConfigError, match="tg300 takes a context of 300"):
+        bench(subject, [Case(n_gen=300)])
+    with pytest.raises(ConfigError, match="repetitions: got 0"):
+        BenchConfig(repetitions=0)
+    with pytest.raises(ConfigError, match="no type mix"):
+        from_shape("tiny:q9")
