@@ -52,11 +52,13 @@ def test_a_file_as_json(run, tiny_llama_path):
 
 def test_settings_that_are_not_the_defaults_show(run):
     flags = ("-p", "0", "-n", "1", "-r", "1", "--no-roof", "--dtype", "bfloat16", "-ub", "32")
+    flags += ("--weights", "packed", "--implementation", "xla")
     code, out, _ = run("--synthetic", "tiny", *flags)
     head, _, row = (line.split("|") for line in out.splitlines()[:3])
     assert code == 0
-    assert [name.strip() for name in head[5:7]] == ["dtype", "n_ubatch"]
-    assert [cell.strip() for cell in row[5:7]] == ["bfloat16", "32"]
+    names = ["dtype", "weights", "implementation", "n_ubatch"]
+    assert [name.strip() for name in head[5:9]] == names
+    assert [cell.strip() for cell in row[5:9]] == ["bfloat16", "packed", "xla", "32"]
     assert "measured" not in out
 
 

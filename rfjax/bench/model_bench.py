@@ -21,7 +21,7 @@ from rfjax.cache.dense import DenseCache, cache_bytes, init_cache
 from rfjax.engine.buckets import SMALLEST_CAPACITY, round_up_power_of_two
 from rfjax.errors import CapacityError, ConfigError
 from rfjax.evals.perplexity import score
-from rfjax.io.memory import free_bytes
+from rfjax.io.memory import free_bytes, gib
 from rfjax.models.decoder import project
 from rfjax.typing import Array
 
@@ -119,6 +119,8 @@ def _results(
             type_k=_cache_type(subject.config.dtype),
             type_v=_cache_type(subject.config.dtype),
             dtype=subject.config.dtype,
+            weights=subject.weights,
+            implementation=subject.config.kernels.implementation or "auto",
             **dataclasses.asdict(case),
             test=case.name,
             test_time=test_time,
@@ -243,6 +245,6 @@ class _Decoding:
         free = free_bytes(jax.devices()[0])
         if free is not None and needed > free:
             raise CapacityError(
-                f"{self._case.name}: the cache takes {needed / 2**30:.2f} GiB, and "
-                f"{free / 2**30:.2f} GiB are free: measure fewer sequences or a smaller depth"
+                f"{self._case.name}: the cache takes {gib(needed)}, and {gib(free)} are free: "
+                "measure fewer sequences or a smaller depth"
             )

@@ -12,7 +12,7 @@ Format = Literal["md", "json", "jsonl", "csv"]
 
 # Header, width as llama-bench has it; a negative width aligns to the left.
 _COLUMNS = (("model", -30), ("size", 10), ("params", 10), ("backend", -10))
-_OPTIONAL = {"dtype": -10, "n_ubatch": 8}
+_OPTIONAL = {"dtype": -10, "weights": -11, "implementation": -14, "n_ubatch": 8}
 _MEASURED = (("test", 15), ("t/s", 20))
 _OURS = (("GB/s", 8), ("% of copy", 9), ("TFLOP/s", 8), ("% of matmul", 11))
 
@@ -27,7 +27,8 @@ def report(
     Args:
         format: `md` for the table, `json` for a list of objects, `jsonl` for an object a line,
             `csv` for a line of names and a line a row, without the single samples.
-        extra: columns of the table for settings that are not the defaults: `dtype`, `n_ubatch`.
+        extra: columns of the table for settings that are not the defaults: `dtype`, `weights`,
+            `implementation`, `n_ubatch`.
     """
     if format == "md":
         yield from _markdown(results, extra)
@@ -78,6 +79,8 @@ def cells(result: Result) -> dict[str, str]:
         "params": _count(result.model_n_params),
         "backend": result.environment.backends,
         "dtype": result.dtype,
+        "weights": result.weights,
+        "implementation": result.implementation,
         "n_ubatch": str(result.n_ubatch),
         "test": result.test,
         "t/s": f"{record['avg_ts']:.2f} ± {record['stddev_ts']:.2f}",

@@ -32,6 +32,8 @@ class Result:
         n_ubatch: most prompt tokens of a sequence computed in one step.
         type_k, type_v: what the cache holds.
         dtype: of the activations.
+        weights: "packed" as the file has them, or "dequantized" to `dtype`.
+        implementation: of operations, "auto", "xla" or "pallas".
         n_prompt, n_gen, n_depth, n_seqs, n_score: the case; see `rfjax.bench.case.Case`.
         test: its name.
         test_time: when it began, UTC.
@@ -53,6 +55,8 @@ class Result:
     type_k: str
     type_v: str
     dtype: str
+    weights: str
+    implementation: str
     n_prompt: int
     n_gen: int
     n_depth: int

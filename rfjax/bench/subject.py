@@ -4,18 +4,23 @@ import dataclasses
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
 from rfjax.errors import CapacityError
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import load, resolve_dtype
-from rfjax.io.memory import free_bytes
+from rfjax.io.memory import free_bytes, gib
+from rfjax.io.storage import resolve_weights
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params, named_leaves, param_spec, parameter_count
 from rfjax.models.random_params import random_params, stored_bytes, tensor_types
 from rfjax.models.shape import load_shape
 from rfjax.models.type_mix import check_mix
+from rfjax.ops.dispatch import KernelPolicy
+from rfjax.quant.qtensor import QTensor
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
 _DEFAULT_MIX = "q4_k_m"
@@ -28,6 +33,7 @@ class Subject:
     Attributes:
         params: the weights.
         config: everything else.
+        weights: "packed" or "dequantized": what became of the matrices.
         bos_id: token that starts a sequence where the vocabulary adds one.
         filename: of the file, or the name of the shape and mix.
         description: architecture, size and type of most weights, such as "llama 8B Q4_K_M".
@@ -37,6 +43,7 @@ class Subject:
 
     params: Params
     config: ModelConfig
+    weights: str
     bos_id: int | None
     filename: str
     description: str
@@ -44,14 +51,25 @@ class Subject:
     n_params: int
 
 
-def from_file(path: str | os.PathLike[str], *, dtype: str | None = None) -> Subject:
+def from_file(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    policy: KernelPolicy | None = None,
+) -> Subject:
     """Load a GGUF file.
+
+    Args:
+        path: the file.
+        dtype, weights: as of `rfjax.load`.
+        policy: which kernels may run; None takes the default.
 
     Raises:
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
     """
     gguf = read_gguf(path)
-    model = load(path, dtype=dtype)
+    model = load(path, dtype=dtype, weights=weights)
     by_type: Counter[str] = Counter()
     for info in gguf.tensors.values():
         by_type[info.type.name] += math.prod(info.shape)
@@ -60,7 +78,8 @@ def from_file(path: str | os.PathLike[str], *, dtype: str | None = None) -> Subj
     tokenizer = model.tokenizer
     return Subject(
         params=model.params,
-        config=model.config,
+        config=_with_policy(model.config, policy),
+        weights="packed" if _any_packed(model.params) else "dequantized",
         bos_id=tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None,
         filename=str(path),
         description=f"{model.config.architecture} {label} {by_type.most_common(1)[0][0]}",
@@ -72,13 +91,23 @@ def from_file(path: str | os.PathLike[str], *, dtype: str | None = None) -> Subj
     )
 
 
-def from_shape(name: str, *, dtype: str | None = None, seed: int = 0) -> Subject:
+def from_shape(
+    name: str,
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    policy: KernelPolicy | None = None,
+    seed: int = 0,
+) -> Subject:
     """Random weights, made on the device.
 
     Args:
         name: `shape:mix`, such as `llama-8b:q4_k_m`: a shape of `rfjax.models.shape` and a mix of
             `rfjax.models.type_mix`; without a mix q4_k_m.
         dtype: of the activations; None takes bfloat16 on GPUs and float32 on the CPU.
+        weights: "packed" keeps the types of the mix, "dequantized" makes plain numbers of `dtype`;
+            None takes packed on GPUs and dequantized on the CPU, as files are loaded.
+        policy: which kernels may run; None takes the default.
         seed: of the weights.
 
     Raises:
@@ -88,33 +117,51 @@ def from_shape(name: str, *, dtype: str | None = None, seed: int = 0) -> Subject
     shape_name, _, mix = name.partition(":")
     mix = check_mix(mix or _DEFAULT_MIX)
     shape = load_shape(shape_name)
-    config = shape.model_config(resolve_dtype(dtype))
+    config = _with_policy(shape.model_config(resolve_dtype(dtype)), policy)
+    kind = resolve_weights(weights) or default_weights()
     types = tensor_types(config, mix, shape.mix_model())
-    nbytes = stored_bytes(config, types)
-    _check_room(name, config, types, nbytes)
+    _check_room(name, config, types, packed=kind == "packed")
     return Subject(
-        params=random_params(config, types, seed=seed),
+        params=random_params(config, types, seed=seed, packed=kind == "packed"),
         config=config,
+        weights=kind,
         bos_id=None,
         filename=f"{shape_name}:{mix}",
         description=f"{shape.architecture} {shape.label} {mix.upper()}",
-        stored_bytes=nbytes,
+        stored_bytes=stored_bytes(config, types),
         n_params=parameter_count(param_spec(config)),
     )
 
 
-def _check_room(name: str, config: ModelConfig, types: dict[str, GGMLType], nbytes: int) -> None:
-    """The weights, and the blocks of the largest tensor twice: random bits, then re-ordered."""
-    spec = named_leaves(param_spec(config))
-    largest = max(
-        math.prod(leaf.shape) // BLOCK_SIZES[types[leaf_name]][0] * BLOCK_SIZES[types[leaf_name]][1]
-        for leaf_name, leaf in spec.items()
-    )
-    needed, free = nbytes + 2 * largest, free_bytes(jax.devices()[0])
+def default_weights() -> str:
+    """What becomes of weights where nobody asks, on the default device; see `rfjax.load`."""
+    return "dequantized" if jax.default_backend() == "cpu" else "packed"
+
+
+def _with_policy(config: ModelConfig, policy: KernelPolicy | None) -> ModelConfig:
+    return config if policy is None else dataclasses.replace(config, kernels=policy)
+
+
+def _any_packed(params: Params) -> bool:
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QTensor))
+    return any(isinstance(leaf, QTensor) for leaf in leaves)
+
+
+def _check_room(
+    name: str, config: ModelConfig, types: Mapping[str, GGMLType], *, packed: bool
+) -> None:
+    """The weights, and the largest tensor twice more while it is made."""
+    sizes = []
+    for leaf_name, leaf in named_leaves(param_spec(config)).items():
+        elements, size = BLOCK_SIZES[types[leaf_name]]
+        if not packed and not leaf.wide:
+            elements, size = 1, jnp.dtype(config.dtype).itemsize
+        sizes.append(math.prod(leaf.shape) // elements * size)
+    needed, free = sum(sizes) + 2 * max(sizes), free_bytes(jax.devices()[0])
     if free is not None and needed > free:
         raise CapacityError(
-            f"{name}: making the weights takes {needed / 2**30:.2f} GiB, and "
-            f"{free / 2**30:.2f} GiB are free: take a smaller shape or a narrower mix"
+            f"{name}: making the weights takes {gib(needed)}, and {gib(free)} are free: take a "
+            "smaller shape, a narrower mix or dtype, or packed weights"
         )
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rfjax.bench.case import Case
     from rfjax.bench.model_bench import BenchConfig
     from rfjax.bench.roof import Roof
+    from rfjax.bench.subject import Subject
+    from rfjax.ops.dispatch import KernelPolicy
 
 T = TypeVar("T")
 
@@ -29,6 +31,20 @@ class Output(StrEnum):
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
+
+
+class Implementation(StrEnum):
+    """What runs an operation."""
+
+    auto = "auto"
+    xla = "xla"
+    pallas = "pallas"
+
+    def policy(self) -> "KernelPolicy":
+        """The policy that asks for it."""
+        from rfjax.ops.dispatch import KernelPolicy
+
+        return KernelPolicy(None if self.value == "auto" else self.value)
 
 
 class Operation(StrEnum):
@@ -111,6 +127,11 @@ def bench(
         typer.Option("--ubatch-size", "-ub", help="Most prompt tokens computed in one step."),
     ] = 512,
     dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    implementation: Annotated[
+        Implementation,
+        typer.Option(help="Of operations: kernels where they accept, plain JAX, or kernels only."),
+    ] = Implementation.auto,
     seed: Annotated[int, typer.Option(help="Of random tokens and weights.")] = 0,
     roof: Annotated[
         bool,
@@ -174,7 +195,9 @@ def bench(
         scores=numbers(score),
     )
     config = BenchConfig(repetitions=repetitions, prompt_chunk=prompt_chunk, seed=seed)
-    for piece in _model_pieces(model, synthetic, chosen, config, dtype, roof, output):
+    ceilings = _measured_roof(dtype) if roof else None
+    subject = _open_subject(model, synthetic, dtype, weights, implementation.policy(), seed)
+    for piece in _model_pieces(subject, chosen, config, ceilings, output):
         write(piece)
 
 
@@ -212,32 +235,42 @@ def _pair(text: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _model_pieces(
+def _open_subject(
     model: Path | None,
     synthetic: str | None,
+    dtype: str | None,
+    weights: str | None,
+    policy: "KernelPolicy",
+    seed: int,
+) -> "Subject":
+    from rfjax.bench.subject import from_file, from_shape
+
+    if synthetic is not None:
+        with spinner(f"making {synthetic}"):
+            return from_shape(synthetic, dtype=dtype, weights=weights, policy=policy, seed=seed)
+    assert model is not None
+    with spinner(f"loading {printable(model.name)}"):
+        return from_file(model, dtype=dtype, weights=weights, policy=policy)
+
+
+def _model_pieces(
+    subject: "Subject",
     chosen: "tuple[Case, ...]",
     config: "BenchConfig",
-    dtype: str | None,
-    roof: bool,
+    roof: "Roof | None",
     output: Output,
 ) -> Iterator[str]:
     """The report of a model, piece by piece."""
     from rfjax.bench.model_bench import bench as measure
     from rfjax.bench.report import report
-    from rfjax.bench.subject import from_file, from_shape
+    from rfjax.bench.subject import default_weights
     from rfjax.io.load import resolve_dtype
 
-    ceilings = _measured_roof(dtype) if roof else None
-    if synthetic is not None:
-        with spinner(f"making {synthetic}"):
-            subject = from_shape(synthetic, dtype=dtype, seed=config.seed)
-    else:
-        assert model is not None
-        with spinner(f"loading {printable(model.name)}"):
-            subject = from_file(model, dtype=dtype)
-    results = measure(subject, chosen, config=config, roof=ceilings)
+    results = measure(subject, chosen, config=config, roof=roof)
     changed = {
         "dtype": subject.config.dtype != resolve_dtype(None),
+        "weights": subject.weights != default_weights(),
+        "implementation": subject.config.kernels.implementation is not None,
         "n_ubatch": config.prompt_chunk != type(config)().prompt_chunk,
     }
     extra = tuple(name for name, is_changed in changed.items() if is_changed)

@@ -11,6 +11,7 @@ from rfjax.errors import ConfigError
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
 from rfjax.models.type_mix import MixModel, type_of
+from rfjax.quant.formats import dequantize
 from rfjax.quant.qtensor import Weight, pack
 from rfjax.quant.random_blocks import with_scales
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
@@ -41,7 +42,9 @@ def stored_bytes(config: ModelConfig, types: Mapping[str, GGMLType]) -> int:
     return total
 
 
-def random_params(config: ModelConfig, types: Mapping[str, GGMLType], *, seed: int = 0) -> Params:
+def random_params(
+    config: ModelConfig, types: Mapping[str, GGMLType], *, seed: int = 0, packed: bool = True
+) -> Params:
     """Weights under which activations neither vanish nor explode.
 
     A matrix's values have mean 0 and a standard deviation of `columns ** -0.5`, whatever its type;
@@ -52,6 +55,7 @@ def random_params(config: ModelConfig, types: Mapping[str, GGMLType], *, seed: i
         config: the model.
         types: type of every tensor by GGUF name, as `tensor_types` gives them.
         seed: of the random numbers; the same seed gives the same weights.
+        packed: whether matrices stay in their types, or become plain numbers of the model's dtype.
 
     Raises:
         ConfigError: a tensor's rows are not whole blocks of its type.
@@ -59,29 +63,38 @@ def random_params(config: ModelConfig, types: Mapping[str, GGMLType], *, seed: i
     spec = param_spec(config)
     key = jax.random.key(seed)
     leaves = [
-        _random_leaf(jax.random.fold_in(key, i), name, leaf, types[name])
+        _random_leaf(
+            jax.random.fold_in(key, i), name, leaf, types[name], None if packed else config.dtype
+        )
         for i, (name, leaf) in enumerate(named_leaves(spec).items())
     ]
     return jax.tree.unflatten(jax.tree.structure(spec), leaves)
 
 
-def _random_leaf(key: Array, name: str, leaf: ParamSpec, type: GGMLType) -> Weight:
+def _random_leaf(
+    key: Array, name: str, leaf: ParamSpec, type: GGMLType, dtype: str | None
+) -> Weight:
     if len(leaf.shape) == 1:
         value = 0.0 if name.endswith(".bias") else 1.0
         return jnp.full(leaf.shape, value, jnp.float32)
-    return random_weight(key, leaf.shape, GGMLType.F32 if leaf.wide else type)
+    if leaf.wide:
+        return random_weight(key, leaf.shape, GGMLType.F32)
+    return random_weight(key, leaf.shape, type, dtype)
 
 
-def random_weight(key: Array, shape: tuple[int, ...], type: GGMLType) -> Weight:
+def random_weight(
+    key: Array, shape: tuple[int, ...], type: GGMLType, dtype: str | None = None
+) -> Weight:
     """One random matrix or stack of them, as `random_params` describes it.
 
     Args:
         key: of the random numbers.
         shape: `[N, K]` or `[E, N, K]`.
         type: F32, F16, BF16 or a quantized type.
+        dtype: of plain numbers to make of it; None keeps the type.
 
     Returns:
-        An array of the plain type, or a `QTensor`.
+        An array of the plain type or of `dtype`, or a `QTensor`.
 
     Raises:
         ConfigError: K is not whole blocks of the type.
@@ -92,19 +105,22 @@ def random_weight(key: Array, shape: tuple[int, ...], type: GGMLType) -> Weight:
             f"a random weight of shape {shape}: rows of {shape[-1]} elements are not whole blocks "
             f"of {type.name} ({block} elements)"
         )
-    return _jitted_weight()(key, shape, type)
+    return _jitted_weight()(key, shape, type, dtype)
 
 
 @functools.cache
 def _jitted_weight():
-    def make(key: Array, shape: tuple[int, ...], type: GGMLType) -> Weight:
+    def make(key: Array, shape: tuple[int, ...], type: GGMLType, dtype: str | None) -> Weight:
         deviation = shape[-1] ** -0.5
         if type in _PLAIN:
             values = jax.random.normal(key, shape, jnp.float32) * jnp.float32(deviation)
-            return values.astype(_PLAIN[type])
-        return pack(random_blocks(key, shape, type, deviation), type)
+            return values.astype(_PLAIN[type] if dtype is None else dtype)
+        blocks = random_blocks(key, shape, type, deviation)
+        return (
+            pack(blocks, type) if dtype is None else dequantize(blocks, type, shape).astype(dtype)
+        )
 
-    return jax.jit(make, static_argnames=("shape", "type"))
+    return jax.jit(make, static_argnames=("shape", "type", "dtype"))
 
 
 def random_blocks(

@@ -13,6 +13,8 @@ from rfjax.bench.subject import from_file, from_shape
 from rfjax.cache.dense import init_cache
 from rfjax.errors import ConfigError
 from rfjax.models.decoder import forward, project
+from rfjax.ops.dispatch import KernelPolicy
+from rfjax.quant.qtensor import dequantize_packed
 
 CASES = (
     Case(n_prompt=24),
@@ -73,7 +75,12 @@ def test_sizes_are_those_that_llama_bench_counts(subject, tiny_llama_path):
 
 
 def test_a_synthetic_model_is_measured():
-    subject = from_shape("tiny:q8_0")
+    plain = from_shape("tiny:q8_0")
+    subject = from_shape("tiny:q8_0", weights="packed", policy=KernelPolicy("xla"))
+    assert (plain.weights, subject.weights) == ("dequantized", "packed")
+    assert subject.config.kernels.implementation == "xla"
+    same = dequantize_packed(subject.params.blk[1].ffn_up.weight)
+    np.testing.assert_array_equal(plain.params.blk[1].ffn_up.weight, same)
     assert subject.description == "llama 1.9M Q8_0"
     assert subject.filename == "tiny:q8_0"
     (result,) = bench(subject, [Case(n_gen=2)], config=BenchConfig(repetitions=1))

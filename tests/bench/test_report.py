@@ -34,6 +34,8 @@ RESULT = Result(
     type_k="f32",
     type_v="f32",
     dtype="float32",
+    weights="packed",
+    implementation="auto",
     n_prompt=16,
     n_gen=0,
     n_depth=0,
@@ -90,9 +92,10 @@ def test_rates_and_shares():
 
 def test_without_ceilings_and_with_extra_columns():
     bare = dataclasses.replace(GENERATION, copy_bytes_per_s=None, matmul_flop_per_s=None)
-    lines = text([bare], extra=("dtype", "n_ubatch")).splitlines()
-    assert row(lines[0])[4:6] == ["dtype", "n_ubatch"]
-    assert row(lines[2])[4:6] == ["float32", "512"]
+    extra = ("dtype", "weights", "implementation", "n_ubatch")
+    lines = text([bare], extra=extra).splitlines()
+    assert tuple(row(lines[0])[4:8]) == extra
+    assert row(lines[2])[4:8] == ["float32", "packed", "auto", "512"]
     assert row(lines[2])[-4:] == ["4.0", "", "", ""]
     assert lines[-1].startswith("build:")
 
