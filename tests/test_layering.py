@@ -24,6 +24,7 @@ LAYERS = (
     ("rfjax.models",),
     ("rfjax.ops", "rfjax.cache"),
     ("rfjax.pallas",),
+    ("rfjax.ops.mask",),  # data that kernels read
     ("rfjax.tokenizer", "rfjax.sharding", "rfjax.quant"),
     ("rfjax.io.gguf", "rfjax.io.gguf_*"),
     ("rfjax.quant.types",),

@@ -1,8 +1,12 @@
-"""Attention over dense keys and values: the plain-JAX reference."""
+"""Attention over dense keys and values, and its plain-JAX reference."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask, allowed
 from rfjax.ops.reduce import copies_for, row_sum, rows_product
 from rfjax.typing import Array, Float, Int
@@ -29,6 +33,7 @@ def attention(
     mask: Mask,
     scale: float,
     keys_are_queries: bool = False,
+    policy: KernelPolicy | None = None,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention with grouped heads: query head n reads kv head n // (N/K).
 
@@ -45,7 +50,64 @@ def attention(
         scale: multiplies the scores.
         keys_are_queries: the S keys are the L queries' own tokens at positions 0..L-1, so that a
             block of queries needs no keys behind itself under a causal mask.
+        policy: whether the kernel `prefill_attention` may run it; None takes plain JAX. Its
+            gradients are those of plain JAX, and padding gets zeros under every mask.
+
+    Raises:
+        UnsupportedError: the policy asks for kernels by name and this one declines.
     """
+
+    def declines(target):
+        from rfjax.pallas import prefill_attention as kernel
+
+        return kernel.declines(q, k, v, scale, target)
+
+    target = kernel_target(policy, "prefill_attention", declines)
+    if target is not None:
+        return _by_kernel(
+            (mask, scale, keys_are_queries, target), q, k, v, query_positions, key_lengths
+        )
+    return _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernel(static, q, k, v, query_positions, key_lengths):
+    """The kernel; it has no derivative of its own."""
+    from rfjax.pallas import prefill_attention as kernel
+
+    mask, scale, _, target = static
+    return kernel.prefill_attention(
+        q,
+        k,
+        v,
+        query_positions=query_positions,
+        key_lengths=key_lengths,
+        mask=mask,
+        scale=scale,
+        target=target,
+    )
+
+
+def _forward_by_kernel(static, *arguments):
+    return _by_kernel(static, *arguments), arguments
+
+
+def _backward_by_xla(static, arguments, cotangent):
+    mask, scale, keys_are_queries, _ = static
+    *tensors, query_positions, key_lengths = arguments
+    _, pull = jax.vjp(
+        lambda q, k, v: _by_xla(
+            q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries
+        ),
+        *tensors,
+    )
+    return (*pull(cotangent), None, None)
+
+
+_by_kernel.defvjp(_forward_by_kernel, _backward_by_xla)
+
+
+def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries):
     length = q.shape[1]
     causal = keys_are_queries and mask.kind != "bidirectional"
     segment = -(-length // _SEGMENTS) if causal and length >= _LONG else length
