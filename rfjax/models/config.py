@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
 from rfjax.ops.rope import Rope
 
@@ -71,7 +71,7 @@ class ModelConfig:
     output_bias: bool
     rope_factors: bool
     dtype: str = "float32"
-    kernels: KernelPolicy = KernelPolicy()
+    kernels: KernelPolicy = DEFAULT_POLICY
 
     @property
     def kv_shapes(self) -> tuple[tuple[int, int], ...]:

@@ -9,9 +9,9 @@ from rfjax.cache.dense import DenseCache, LayerCache, append
 from rfjax.models.attention_inputs import AttentionInputs, whole_rows
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.models.params import Block, Linear, Params
-from rfjax.ops.activation import gated
 from rfjax.ops.attention import attention
-from rfjax.ops.linear import embed, linear
+from rfjax.ops.decode_attention import decode_attention
+from rfjax.ops.linear import Norm, Projection, embed, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn, route
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.rope import Rope, apply_rope, rope_tables
@@ -70,14 +70,11 @@ def hidden_states(
     for i, (block, layer) in enumerate(zip(params.blk, config.layers, strict=True)):
         with jax.named_scope(f"blk.{i}"):
             layer_cache = None if cache is None else cache.layers[i]
-            attended, written = _attention_block(
-                block, x, inputs, layer_cache, tables(layer.rope), layer, config.norm_eps
+            x, written = _attention_block(
+                block, x, inputs, layer_cache, tables(layer.rope), layer, config
             )
-            x = x + attended
             with jax.named_scope("ffn"):
-                x = x + _ffn_block(
-                    block, rms_norm(x, block.ffn_norm.weight, config.norm_eps), layer
-                )
+                x = _ffn_block(block, x, layer, config)
             layers.append(written)
 
     with jax.named_scope("output_norm"):
@@ -100,12 +97,13 @@ def project(
     """Logits of final hidden states, f32."""
     with jax.named_scope("output"):
         output = output_projection(params)
-        return linear(hidden, output.weight, output.bias, out_dtype=jnp.dtype("float32"))
-
-
-def _project_heads(x: Array, projection: Linear, n_heads: int) -> Array:
-    y = linear(x, projection.weight, projection.bias)
-    return y.reshape(y.shape[0], n_heads, -1)
+        return linear(
+            hidden,
+            output.weight,
+            output.bias,
+            out_dtype=jnp.dtype("float32"),
+            policy=config.kernels,
+        )
 
 
 def _attention_block(
@@ -115,24 +113,71 @@ def _attention_block(
     cache: LayerCache | None,
     tables: tuple[Array, Array],
     layer: LayerConfig,
-    eps: float,
+    config: ModelConfig,
 ) -> tuple[Float[Array, "T D"], LayerCache | None]:
-    batch, length = inputs.positions.shape
+    """`x` and what attention adds to it, and the layer's written cache."""
+    eps, policy = config.norm_eps, config.kernels
     with jax.named_scope("qkv"):
-        h = rms_norm(x, block.attn_norm.weight, eps)
-        q = _project_heads(h, block.attn_q, layer.n_heads)
-        k = _project_heads(h, block.attn_k, layer.n_kv_heads)
-        v = _project_heads(h, block.attn_v, layer.n_kv_heads)
-        if block.attn_q_norm is not None and block.attn_k_norm is not None:
-            q = rms_norm(q, block.attn_q_norm.weight, eps)
-            k = rms_norm(k, block.attn_k_norm.weight, eps)
+        stems = (block.attn_q, block.attn_k, block.attn_v)
+        norm = Norm(block.attn_norm.weight, eps)
+        projected = linears(
+            x, [Projection(p.weight, p.bias) for p in stems], norm=norm, policy=policy
+        )
+        counts = (layer.n_heads, layer.n_kv_heads, layer.n_kv_heads)
+        q, k, v = (y.reshape(y.shape[0], n, -1) for y, n in zip(projected, counts, strict=True))
+    if cache is not None and inputs.positions.shape[1] == 1:
+        attended, cache = _attend_one(block, q, k, v, inputs, cache, tables, layer, config)
+    else:
+        attended, cache = _attend_rows(block, q, k, v, inputs, cache, tables, layer, config)
+    with jax.named_scope("attn_output"):
+        output = block.attn_output
+        return linear(attended, output.weight, output.bias, residual=x, policy=policy), cache
+
+
+def _temperature(layer: LayerConfig, inputs: AttentionInputs) -> Float[Array, " T"] | None:
+    """What multiplies each token's queries, f32."""
+    if layer.temperature is None:
+        return None
+    steps = (inputs.flat_positions // layer.temperature.length).astype(jnp.float32)
+    return 1.0 + jnp.log(steps + 1.0) * jnp.float32(layer.temperature.scale)
+
+
+def _attend_one(block, q, k, v, inputs, cache, tables, layer, config):
+    """A decode step: one token a row, from its heads to the written cache."""
+    with jax.named_scope("attention"):
+        cos, sin = tables
+        return decode_attention(
+            q,
+            k,
+            v,
+            cache,
+            cos,
+            sin,
+            positions=inputs.positions[:, 0],
+            key_lengths=inputs.key_lengths,
+            mask=layer.mask,
+            scale=layer.attention_scale,
+            pairing=layer.rope.pairing,
+            eps=config.norm_eps,
+            q_norm=None if block.attn_q_norm is None else block.attn_q_norm.weight,
+            k_norm=None if block.attn_k_norm is None else block.attn_k_norm.weight,
+            q_multiplier=_temperature(layer, inputs),
+            policy=config.kernels,
+        )
+
+
+def _attend_rows(block, q, k, v, inputs, cache, tables, layer, config):
+    """Rows of tokens: prefill into a cache, or scoring without one."""
+    batch, length = inputs.positions.shape
+    if block.attn_q_norm is not None and block.attn_k_norm is not None:
+        q = rms_norm(q, block.attn_q_norm.weight, config.norm_eps)
+        k = rms_norm(k, block.attn_k_norm.weight, config.norm_eps)
     with jax.named_scope("rope"):
         cos, sin = tables
         q = apply_rope(q, cos, sin, layer.rope.pairing)
         k = apply_rope(k, cos, sin, layer.rope.pairing)
-        if layer.temperature is not None:
-            steps = (inputs.flat_positions // layer.temperature.length).astype(jnp.float32)
-            grown = 1.0 + jnp.log(steps + 1.0) * jnp.float32(layer.temperature.scale)
+        grown = _temperature(layer, inputs)
+        if grown is not None:
             q = (q.astype(jnp.float32) * grown[:, None, None]).astype(q.dtype)
     rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
     with jax.named_scope("attention"):
@@ -153,13 +198,16 @@ def _attention_block(
             mask=layer.mask,
             scale=layer.attention_scale,
             keys_are_queries=cache is None,
+            policy=config.kernels,
         )
-    with jax.named_scope("attn_output"):
-        out = out.reshape(batch * length, -1)
-        return linear(out, block.attn_output.weight, block.attn_output.bias), cache
+        return out.reshape(batch * length, -1), cache
 
 
-def _ffn_block(block: Block, h: Float[Array, "T D"], layer: LayerConfig) -> Float[Array, "T D"]:
+def _ffn_block(
+    block: Block, x: Float[Array, "T D"], layer: LayerConfig, config: ModelConfig
+) -> Float[Array, "T D"]:
+    """`x` and what the feed-forward network adds to it."""
+    norm, policy = Norm(block.ffn_norm.weight, config.norm_eps), config.kernels
     if layer.experts is not None:
         router, gate, up, down = (
             block.ffn_gate_inp,
@@ -168,6 +216,7 @@ def _ffn_block(block: Block, h: Float[Array, "T D"], layer: LayerConfig) -> Floa
             block.ffn_down_exps,
         )
         assert router is not None and gate is not None and up is not None and down is not None
+        h = rms_norm(x, *norm)
         logits = linear(h.astype(jnp.float32), router.weight)
         weights, chosen = route(
             logits,
@@ -175,10 +224,17 @@ def _ffn_block(block: Block, h: Float[Array, "T D"], layer: LayerConfig) -> Floa
             normalize=layer.experts.normalize,
             scale=layer.experts.scale,
         )
-        return expert_ffn(h, weights, chosen, gate.weight, up.weight, down.weight, layer.activation)
+        return x + expert_ffn(
+            h, weights, chosen, gate.weight, up.weight, down.weight, layer.activation
+        )
     gate, up, down = block.ffn_gate, block.ffn_up, block.ffn_down
     assert gate is not None and up is not None and down is not None
-    hidden = gated(
-        linear(h, gate.weight, gate.bias), linear(h, up.weight, up.bias), layer.activation
+    hidden = gated_linear(
+        x,
+        Projection(gate.weight, gate.bias),
+        Projection(up.weight, up.bias),
+        layer.activation,
+        norm=norm,
+        policy=policy,
     )
-    return linear(hidden, down.weight, down.bias)
+    return linear(hidden, down.weight, down.bias, residual=x, policy=policy)

@@ -42,17 +42,23 @@ class KernelPolicy:
             error), or None for the kernel where there is one that accepts.
         disabled: kernels not to be used, each with the reason, such as a failed self-check.
             A name is "kernel" or "kernel:TYPE", as `rfjax selfcheck` prints them.
+        interpret: take kernels on the CPU too, where they are interpreted: slow, for tests.
     """
 
     implementation: Implementation | None = None
     disabled: tuple[tuple[str, str], ...] = ()
+    interpret: bool = False
 
-    def why_disabled(self, kernel: str, type_name: str | None = None) -> str | None:
-        """The reason not to use a kernel (for weights of a type), or None."""
+    def why_disabled(self, kernel: str) -> str | None:
+        """The reason not to use "kernel" or "kernel:TYPE", or None."""
         for name, reason in self.disabled:
-            if name in (kernel, f"{kernel}:{type_name}"):
+            if name in (kernel, kernel.partition(":")[0]):
                 return reason
         return None
+
+
+DEFAULT_POLICY = KernelPolicy()
+"""A kernel wherever one accepts."""
 
 
 @dataclasses.dataclass(frozen=True)

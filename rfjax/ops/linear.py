@@ -1,10 +1,37 @@
-"""Products with weight matrices, and rows of an embedding table."""
+"""Products with weight matrices, and rows of an embedding table.
 
+Weights are stored `[out, in]`, as GGUF stores them, packed or as plain numbers. Every function
+here is its plain-JAX composition; where a kernel accepts, one launch takes the place of several.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
+from rfjax.ops.activation import ACTIVATIONS, gated
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
+from rfjax.ops.norm import rms_norm
+from rfjax.ops.packed_product import packed_products, target_of_product
 from rfjax.ops.reduce import rows_product
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed, take_rows
 from rfjax.typing import Array, Float, Int
+
+
+class Projection(NamedTuple):
+    """A weight matrix and its bias."""
+
+    weight: Weight  # [out, in]
+    bias: Float[Array, " out"] | None = None
+
+
+class Norm(NamedTuple):
+    """An RMS norm before a product."""
+
+    weight: Float[Array, " in"]
+    eps: float
 
 
 def linear(
@@ -12,24 +39,109 @@ def linear(
     weight: Weight,
     bias: Float[Array, " out"] | None = None,
     *,
+    residual: Float[Array, "T out"] | None = None,
     out_dtype: jnp.dtype | None = None,
+    policy: KernelPolicy = DEFAULT_POLICY,
 ) -> Float[Array, "T out"]:
-    """`x @ weight.T + bias`, accumulated in f32, in `out_dtype` (None takes that of `x`).
+    """`residual + x @ weight.T + bias`, accumulated in f32, in `out_dtype` (None: that of `x`).
 
-    The weight is stored `[out, in]`, as GGUF stores it, packed or as plain numbers. A token's
-    result does not depend on how many tokens are computed beside it (see `rows_product`).
+    In plain JAX a token's result does not depend on how many tokens are computed beside it (see
+    `rows_product`).
+
+    Raises:
+        UnsupportedError: the policy asks for the kernel by name, and it declines.
     """
-    plain = (
-        dequantize_packed(weight, x.dtype)
-        if isinstance(weight, QTensor)
-        else weight.astype(x.dtype)
-    )
-    y = rows_product(x, plain)
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)[None, :]
-    return y.astype(x.dtype if out_dtype is None else out_dtype)
+    out_dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
+    target = target_of_product(x.shape[0], weight, policy)
+    if target is not None:
+        return _kernel(x, None, [Projection(weight, bias)], residual, None, out_dtype, target)[0]
+    y = _plain_linear(x, weight, bias, out_dtype)
+    return y if residual is None else residual + y
+
+
+def linears(
+    x: Float[Array, "T in"],
+    projections: Sequence[Projection],
+    *,
+    norm: Norm | None = None,
+    policy: KernelPolicy = DEFAULT_POLICY,
+) -> list[Float[Array, "T out"]]:
+    """Several products of one input, normalised first where `norm` is given; dtype of `x`."""
+    results: dict[int, Array] = {}
+    targets = [target_of_product(x.shape[0], p.weight, policy) for p in projections]
+    taken = [i for i, target in enumerate(targets) if target is not None]
+    if taken:
+        chosen, target = [projections[i] for i in taken], targets[taken[0]]
+        outputs = _kernel(x, norm, chosen, None, None, x.dtype, target)
+        results.update(zip(taken, outputs, strict=True))
+    if len(taken) < len(projections):
+        h = x if norm is None else rms_norm(x, norm.weight, norm.eps)
+        for i, projection in enumerate(projections):
+            if i not in results:
+                results[i] = _plain_linear(h, *projection, x.dtype)
+    return [results[i] for i in range(len(projections))]
+
+
+def gated_linear(
+    x: Float[Array, "T in"],
+    gate: Projection,
+    up: Projection,
+    activation: str,
+    *,
+    norm: Norm | None = None,
+    policy: KernelPolicy = DEFAULT_POLICY,
+) -> Float[Array, "T F"]:
+    """`activation(gate(h)) * up(h)`, h the input or its norm; dtype of `x`."""
+    targets = [target_of_product(x.shape[0], p.weight, policy) for p in (gate, up)]
+    if None not in targets:
+        return _kernel(x, norm, [gate, up], None, activation, x.dtype, targets[0])[0]
+    return gated(*linears(x, [gate, up], norm=norm, policy=policy), activation)
 
 
 def embed(token_ids: Int[Array, " T"], weight: Weight, dtype: jnp.dtype) -> Float[Array, "T D"]:
     """Rows of the embedding table, in `dtype`. Ids outside `[0, V)` give rows of NaN."""
     return take_rows(weight, token_ids, dtype)
+
+
+def _kernel(x, norm, projections, residual, activation, out_dtype, target):
+    reference = functools.partial(
+        _reference,
+        eps=0.0 if norm is None else norm.eps,
+        activation=activation,
+        out_dtype=out_dtype,
+    )
+    return packed_products(
+        x,
+        None if norm is None else norm.weight,
+        0.0 if norm is None else norm.eps,
+        [p.weight for p in projections],
+        [p.bias for p in projections],
+        residual,
+        None if activation is None else ACTIVATIONS[activation],
+        out_dtype,
+        reference=reference,
+        target=target,
+    )
+
+
+def _reference(x, norm, weights, biases, residual, *, eps, activation, out_dtype):
+    h = x if norm is None else rms_norm(x, norm, eps)
+    outputs = [_plain_linear(h, w, b, out_dtype) for w, b in zip(weights, biases, strict=True)]
+    if activation is not None:
+        return [gated(*outputs, activation)]
+    return outputs if residual is None else [residual + outputs[0]]
+
+
+def _plain_linear(x, weight: Weight, bias: Array | None, out_dtype: jnp.dtype) -> Array:
+    if isinstance(weight, QTensor):
+        # Held apart: within the product, XLA would unpack every weight once for each of its tiles.
+        # And tied to x: it would otherwise unpack all of them before a decode loop, and hold them.
+        planes, _ = jax.lax.optimization_barrier((weight.planes, jax.lax.stop_gradient(x)))
+        plain = dequantize_packed(weight.replace(planes=planes), x.dtype)
+        plain = jax.lax.optimization_barrier(plain)
+    else:
+        plain = weight.astype(x.dtype)
+    y = rows_product(x, plain)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None, :]
+    return y.astype(out_dtype)
