@@ -18,12 +18,10 @@ from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
 from rfjax.pallas.exponential import LOG2_E, exp2
+from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
 from rfjax.typing import Array, Float, Int
-
-_FLOOR = -1e30
-"""The score of a key that is not seen: finite, so that a block of them does not become NaN."""
 
 _SMALLEST = 16
 """Least size of a block that the matrix units take."""
@@ -430,18 +428,16 @@ def _attend_by_dot(
     def step(tile, visible, carry):
         acc, best, total = carry
         k, v, _ = tile
-        scores = _dot(wide.astype(k.dtype), k)
         if visible is not None:
-            scores = jnp.where(visible[None, :], scores, jnp.float32(_FLOOR))
-            v = jnp.where(visible[None, :], v, jnp.zeros_like(v))
-        higher = jnp.maximum(best, jnp.max(scores, axis=1) * scale)
-        weights = exp2(scores * scale - higher[:, None], target)
-        shrink = exp2(best - higher, target)
+            visible = visible[None, :]
+            v = jnp.where(visible, v, jnp.zeros_like(v))
+        scores = _dot(wide.astype(k.dtype), k)
+        weights, best, shrink = weigh(scores, best, scale, visible, target)
         acc = acc * shrink[:, None] + _dot(weights.astype(v.dtype), v)
-        return acc, higher, total * shrink + jnp.sum(weights, axis=1)
+        return acc, best, total * shrink + jnp.sum(weights, axis=1)
 
     score = jnp.sum(wide * new_k[None, :], axis=1) * scale
-    best = jnp.where(fresh, score, jnp.float32(_FLOOR))
+    best = jnp.where(fresh, score, jnp.float32(FLOOR))
     total = jnp.where(fresh, jnp.ones_like(best), jnp.zeros_like(best))
     acc = total[:, None] * new_v[None, :]
     acc, best, total = over_blocks(step, (acc, best, total))
@@ -483,18 +479,14 @@ def _attend_by_sums(
         states = []
         for q, (acc, best, total) in zip(queries, carry, strict=True):
             scores = jnp.sum(k * q[None, :], axis=1)
-            if visible is not None:
-                scores = jnp.where(visible, scores, jnp.float32(_FLOOR))
-            higher = jnp.maximum(best, jnp.max(scores) * scale)
-            weights = exp2(scores * scale - higher, target)
-            shrink = exp2(best - higher, target)
+            weights, best, shrink = weigh(scores, best, scale, visible, target)
             acc = acc * shrink + jnp.sum(v * weights[None, :], axis=1)
-            states.append((acc, higher, total * shrink + jnp.sum(weights)))
+            states.append((acc, best, total * shrink + jnp.sum(weights)))
         return tuple(states)
 
     carry = []
     for q in queries:
-        best = jnp.where(fresh, jnp.sum(q * new_k) * scale, jnp.float32(_FLOOR))
+        best = jnp.where(fresh, jnp.sum(q * new_k) * scale, jnp.float32(FLOOR))
         total = jnp.where(fresh, jnp.float32(1), jnp.float32(0))
         carry.append((new_v * total, best, total))
     carry = over_blocks(step, tuple(carry))
@@ -533,7 +525,7 @@ def _combine(
     dims = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
     # A split without work has written nothing.
     worked = (splits == 0) | (splits < blocks)
-    best = plt.load(best_ref.at[row, head, splits], mask=worked, other=_FLOOR)
+    best = plt.load(best_ref.at[row, head, splits], mask=worked, other=FLOOR)
     total = plt.load(total_ref.at[row, head, splits], mask=worked, other=0.0)
     weights = jnp.where(worked, exp2(best - jnp.max(best), target), 0.0)
     both = worked[:, None] & (dims < head_dim)[None, :]

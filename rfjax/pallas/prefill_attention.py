@@ -1,9 +1,8 @@
 """Attention of many queries a row, on the matrix units: blocks of queries over blocks of keys.
 
-The softmax is computed online (Milakov and Gimelshein, "Online normalizer calculation for
-softmax", 2018) over blocks of keys that stay on the chip (Dao, "FlashAttention-2", 2023). A
-program holds one block of queries of one head; it visits the blocks of keys that some query of
-its block sees, and those that every query sees in full take no masking.
+Scores stay on the chip (Dao, "FlashAttention-2", 2023): a program holds one block of queries of
+one head, and visits the blocks of keys that some of its queries see. Blocks that all of them see
+in full take no masking.
 """
 
 import dataclasses
@@ -15,13 +14,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
-from rfjax.pallas.exponential import LOG2_E, exp2
+from rfjax.pallas.exponential import LOG2_E
+from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
 from rfjax.typing import Array, Float, Int
-
-_FLOOR = -1e30
-"""The score of a key that is not seen: finite, so that a row of them does not become NaN."""
 
 _SMALLEST = 16
 """Least size of a block that the matrix units take."""
@@ -195,25 +192,22 @@ def _kernel(
             k_ref.at[row, kv_head, keys[:, None], dims[None, :]],
             inside(keys, n_keys if masked else None, dims, head_dim),
         )
-        scores = _dot(q, k)
+        visible = None
         if masked:
             visible = keys[None, :] <= highest[:, None]
             if lowest is not None:
                 visible &= keys[None, :] >= lowest[:, None]
-            scores = jnp.where(visible, scores, jnp.float32(_FLOOR))
-        higher = jnp.maximum(best, jnp.max(scores, axis=1) * scale)
-        weights = exp2(scores * scale - higher[:, None], target)
-        shrink = exp2(best - higher, target)
+        weights, best, shrink = weigh(_dot(q, k), best, scale, visible, target)
         v = load_or_zero(
             v_ref.at[row, kv_head, dims[:, None], keys[None, :]],
             inside(dims, head_dim, keys, v_ref.shape[3] if masked else None),
         )
         acc = acc * shrink[:, None] + _dot(weights.astype(v.dtype), v)
-        return acc, higher, total * shrink + jnp.sum(weights, axis=1)
+        return acc, best, total * shrink + jnp.sum(weights, axis=1)
 
     carry = (
         jnp.zeros((config.block_q, padded), jnp.float32),
-        jnp.full((config.block_q,), _FLOOR * scale, jnp.float32),
+        jnp.full((config.block_q,), FLOOR, jnp.float32),
         jnp.zeros((config.block_q,), jnp.float32),
     )
     if config.peel and lowest is None:
@@ -221,7 +215,7 @@ def _kernel(
         first_block = full_blocks
     acc, best, total = jax.lax.fori_loop(first_block, blocks, functools.partial(step, True), carry)
     # A query that has seen nothing is still at the floor.
-    real = (best > _FLOOR * scale / 2) & (positions >= 0)
+    real = (best > FLOOR / 2) & (positions >= 0)
     norm = jnp.where(real, 1.0 / jnp.maximum(total, 1e-30), 0.0)
     out = jnp.where(real[:, None], acc * norm[:, None], 0.0).astype(out_ref.dtype)
     plt.store(out_ref.at[at_queries], out, mask=q_mask)

@@ -29,6 +29,7 @@ CONFIGS = {
     "dot, split": Config(16, 2, 4, 1, True),
     "dot, a block a split": Config(16, 4, 4, 1, True),
     "sums": Config(16, 1, 4, 1, False),
+    "sums, one block": Config(64, 1, 4, 1, False),
     "sums, split": Config(8, 4, 4, 1, False),
 }
 
