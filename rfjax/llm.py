@@ -65,7 +65,8 @@ class LLM:
                 f"max_context: got {engine.max_context}, and the model's context holds {limit}"
             )
         self._engine = engine
-        self._runner = Runner(self._model.params, self._model.config, engine)
+        model = self._model
+        self._runner = Runner(model.params, model.config, engine, model.mesh)
 
     @property
     def model(self) -> Model:

@@ -106,6 +106,11 @@ def leaf_sharding(
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
+def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    """Of arrays whose first axis is the batch: spread over "data" where that divides it."""
+    return leaf_sharding(mesh, "the batch", (rows,), ("batch",))
+
+
 def plane_spec(spec: PartitionSpec, axes: Sequence[str | None]) -> PartitionSpec:
     """The split of one plane of a packed matrix or stack that is split as `spec`.
 

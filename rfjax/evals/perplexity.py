@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
@@ -23,6 +24,8 @@ from rfjax.models.config import ModelConfig
 from rfjax.models.decoder import hidden_states, output_projection
 from rfjax.models.params import Params
 from rfjax.ops.likelihood import token_nll
+from rfjax.quant.qtensor import has_packed
+from rfjax.sharding import batch_sharding
 from rfjax.typing import Array, Float, Int
 
 _TOKENS_PER_BATCH = 2048
@@ -112,8 +115,9 @@ def score(
 
 
 @functools.cache
-def _jitted_score():
-    return jax.jit(score, static_argnames=("first", "config"))
+def _jitted_score(packed: bool):
+    options = compiler_options(packed=packed)
+    return jax.jit(score, static_argnames=("first", "config"), compiler_options=options)
 
 
 def chunk_tokens(
@@ -223,7 +227,12 @@ def _score_rows(model: Model, rows: np.ndarray, batch_size: int) -> Iterator[np.
         real = len(batch)
         # One compiled shape: the last batch is filled up with copies of its last row.
         batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - real, axis=0)])
-        nll = _jitted_score()(model.params, jnp.asarray(batch), first=first, config=model.config)
+        tokens = jnp.asarray(batch)
+        if model.mesh is not None:
+            tokens = jax.device_put(tokens, batch_sharding(model.mesh, batch_size))
+        nll = _jitted_score(has_packed(model.params))(
+            model.params, tokens, first=first, config=model.config
+        )
         if pending is not None:
             yield from np.asarray(pending[0])[: pending[1]]
         pending = nll, real

@@ -51,7 +51,7 @@ def place(storage: Storage, raws: Sequence[np.ndarray]) -> jax.Array | QTensor:
         return _build(storage, raws)[""]
     ((name, plane),) = storage.planes.items()
     held = _copy(storage, raws, plane) if storage.how == "copied" else _decode(storage, raws, plane)
-    array = jnp.asarray(held) if plane.sharding is None else jax.device_put(held, plane.sharding)
+    array = jax.device_put(held, plane.sharding)  # the CPU takes such memory over as it is
     return array if storage.dtype is not None else QTensor({name: array}, storage.type)
 
 
@@ -214,7 +214,7 @@ class _Split:
     ) -> UInt8[Array, "..."]:
         """The rows at `start` of every device's share, each on its device."""
         if self.mesh is None:
-            return jnp.asarray(source.read(_slices(start, size)))
+            return jax.device_put(source.read(_slices(start, size)))
         sharding = NamedSharding(self.mesh, self.raw)
         read: dict[tuple[int, ...], np.ndarray] = {}
         arrays = []

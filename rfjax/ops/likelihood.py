@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.linear import linear
-from rfjax.quant.qtensor import Weight
+from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed
 from rfjax.typing import Array, Float, Int
 
 _MAX_LOGITS = 1 << 24
@@ -22,6 +22,8 @@ def token_nll(
     Projection, log-sum-exp and gather run over chunks of rows, so that memory is bounded by
     `_MAX_LOGITS` values whatever T and V.
     """
+    if isinstance(weight, QTensor):  # once, not for every chunk
+        weight = dequantize_packed(weight, hidden.dtype)
     n_tokens, vocab = hidden.shape[0], weight.shape[0]
     chunk = max(16, min(1024, _MAX_LOGITS // vocab))
     chunk = min(chunk, max(2, n_tokens))

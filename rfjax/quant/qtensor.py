@@ -1,5 +1,7 @@
 """Quantized weights as they stay on a device: packed planes, and the type that gives them sense."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,17 @@ class QTensor:
 
 Weight = Array | QTensor
 """A weight matrix: plain numbers, or packed."""
+
+
+def packed_leaves(tree: Any) -> list[QTensor]:
+    """The packed tensors of a tree of weights."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return [leaf for leaf in leaves if isinstance(leaf, QTensor)]
+
+
+def has_packed(tree: Any) -> bool:
+    """Whether a tree of weights holds packed tensors."""
+    return bool(packed_leaves(tree))
 
 
 def pack(raw: UInt8[Array, "*N blocks bytes"], type: GGMLType) -> QTensor:

@@ -110,9 +110,14 @@ def test_finished_rows_stay_as_they_are(model):
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_allocated(model, monkeypatch):
-    monkeypatch.setattr("rfjax.engine.runner.free_bytes", lambda device: 1000)
-    with pytest.raises(CapacityError, match=r"cache of 1 sequences of 64 tokens takes .* GiB"):
-        last(Runner(model.params, model.config, EngineConfig()).run(requests(model, [[1]])))
+    monkeypatch.setattr("rfjax.io.memory.free_bytes", lambda device: 1000)
+    runner = Runner(model.params, model.config, EngineConfig())
+    with pytest.raises(CapacityError, match=r"1 sequences of 64 tokens takes .*nothing would fit"):
+        last(runner.run(requests(model, [[1]])))
+    monkeypatch.setattr("rfjax.io.memory.free_bytes", lambda device: 4 << 20)
+    prompts = [[1, 2]] * 16
+    with pytest.raises(CapacityError, match=r"what would fit: \d+ sequences of 256 tokens"):
+        last(runner.run(requests(model, prompts, max_tokens=200)))
 
 
 def test_the_decode_loop_runs_without_the_host(model):

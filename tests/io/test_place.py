@@ -189,7 +189,7 @@ def test_experts_of_their_own_are_stacked_packed(tmp_path, caplog):
             apart[single] = RawTensor(GGMLType.Q4_K, tensor.shape[1:], part)
     expected = load(write_gguf(tmp_path / "whole.gguf", metadata, whole), weights="packed")
     found = load(write_gguf(tmp_path / "apart.gguf", metadata, apart), weights="packed")
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
         assert_array_equal(a, b)
 
     # One expert of another type: such a stack has no one packed form.
