@@ -12,3 +12,8 @@ model_type
 precompiled_charsmap
 intercepted_binops  # jinja2 reads these of a sandbox and of an extension
 tags
+model_filename  # fields of a benchmark's row, read by name
+type_k
+type_v
+jsonl  # values of flags
+xla

@@ -5,6 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import rfjax.bench.op_attention
+import rfjax.bench.op_linear
 import rfjax.bench.roof
 import rfjax.engine.compilation_cache
 from rfjax.cli.app import app
@@ -12,7 +14,9 @@ from rfjax.cli.app import app
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a command line with small ceilings; gives exit code, stdout and stderr."""
+    """Runs a command line with little to measure; gives exit code, stdout and stderr."""
+    monkeypatch.setattr(rfjax.bench.op_attention, "_MAX_LAYERS", 2)
+    monkeypatch.setattr(rfjax.bench.op_linear, "_n_products", lambda case, config: 2)
     monkeypatch.setattr(rfjax.bench.roof, "_COPY_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr(rfjax.bench.roof, "_MATMUL_SIZE", {"cpu": 64})
     monkeypatch.setattr(
@@ -73,12 +77,44 @@ def test_single_operations(run):
     ]
 
 
+def test_a_chain_of_layers(run):
+    flags = ("-s", "tiny:q4_0-pure", "-m", "1,3", "--no-roof")
+    code, out, _ = run("--op", "chain", *flags, "-o", "jsonl")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(row["model"], row["n_layers"], row["m"]) for row in found] == [
+        ("tiny:q4_0-pure", 3, 1),
+        ("tiny:q4_0-pure", 3, 3),
+    ]
+    assert "us a layer" in run("--op", "chain", *flags)[1]
+
+
+def test_attention(run):
+    shapes = ("--shapes", "decode:2x24,prefill:1x24")
+    code, out, _ = run("--op", "attention", *shapes, "-o", "json")
+    first, second = json.loads(out)
+    assert code == 0
+    assert (first["shape"], second["shape"]) == ("decode:2x24", "prefill:1x24")
+    assert first["copy_share"] > 0
+    assert second["matmul_share"] > 0
+
+
+def test_a_kernel_that_declines_leaves_its_row_out(run):
+    flags = ("--shapes", "32x64", "--types", "f32", "--implementation", "pallas")
+    code, out, err = run("--op", "linear", *flags, "-m", "1", "-o", "json", "--no-roof")
+    assert (code, json.loads(out)) == (0, [])
+    assert "32x64 F32 x1: " in err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ((), "got nothing"),
         (("-s", "tiny", "--op", "linear"), "--synthetic and --op"),
-        (("-s", "tiny", "--rows", "1"), "go with --op"),
+        (("-s", "tiny", "--rows", "1"), "--rows goes with --op linear or chain"),
+        (("--op", "chain", "--types", "q4_0"), "--types goes with --op linear"),
+        (("--op", "attention", "--shapes", "1x2"), "decode:BATCHxTOKENS"),
+        (("--op", "chain", "-s", "tiny-moe", "--no-roof"), "a chain needs dense layers"),
         (("-s", "tiny", "-p", "many"), "'many', expected numbers"),
         (("-s", "tiny", "-pg", "1"), "two numbers such as 512,128"),
         (("-s", "tiny", "-p", "0", "-n", "0"), "nothing to measure"),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,10 @@ import numpy as np
 from rfjax.bench.op_case import LinearCase
 from rfjax.bench.roof import Roof
 from rfjax.bench.timing import seconds_per_call
+from rfjax.errors import UnsupportedError
 from rfjax.io.memory import free_bytes
 from rfjax.models.random_params import random_weight
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.linear import linear
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed
 from rfjax.typing import Array, Float
@@ -109,6 +111,8 @@ def bench_linear(
     dtype: str,
     config: OpConfig | None = None,
     roof: Roof | None = None,
+    policy: KernelPolicy = DEFAULT_POLICY,
+    on_declined: Callable[[LinearCase, str], None] | None = None,
 ) -> Iterator[LinearResult]:
     """Measure products as the decoder computes them.
 
@@ -122,6 +126,9 @@ def bench_linear(
         dtype: of the activations.
         config: sizes; None takes the defaults.
         roof: measured ceilings; None leaves the shares out.
+        policy: what runs the products.
+        on_declined: called with a case and the reason where a kernel that was asked for by name
+            declines; the case is left out.
     """
     config = config or OpConfig()
     weights: list[Weight] = []
@@ -134,19 +141,23 @@ def bench_linear(
             made_for = (case.n, case.k, case.type)
             weights += _matrices(case, n_products, config.seed)
         xs = _activations(case, n_products, dtype, config.seed)
-        timing = seconds_per_call(
-            _jitted_products(), xs, weights[:n_products], repeats=config.repeats
-        )
+        run = functools.partial(_jitted_products(), policy=policy)
+        try:
+            timing = seconds_per_call(run, xs, weights[:n_products], repeats=config.repeats)
+        except UnsupportedError as error:
+            if on_declined is not None:
+                on_declined(case, str(error))
+            continue
         seconds = timing.median / n_products
         packed = sum(leaf.nbytes for leaf in jax.tree.leaves(weights[0]))
         yield LinearResult(
             case=case,
             dtype=dtype,
-            implementation="auto",
+            implementation=policy.implementation or "auto",
             seconds=seconds,
             n_products=n_products,
             packed_bytes=packed,
-            error=_error(xs[0], weights[0]),
+            error=_error(run(xs[:1], weights[:1])[0], xs[0], weights[0]),
             copy_share=None if roof is None else packed / seconds / roof.copy_bytes_per_s,
             matmul_share=None if roof is None else case.flops / seconds / roof.matmul_flop_per_s,
         )
@@ -173,18 +184,18 @@ def _activations(case: LinearCase, count: int, dtype: str, seed: int) -> list[Ar
 
 @functools.cache
 def _jitted_products():
-    def products(xs: list[Array], weights: list[Weight]) -> list[Array]:
-        return [linear(x, weight) for x, weight in zip(xs, weights, strict=True)]
+    def products(xs: list[Array], weights: list[Weight], policy: KernelPolicy) -> list[Array]:
+        return [linear(x, weight, policy=policy) for x, weight in zip(xs, weights, strict=True)]
 
-    return jax.jit(products)
+    return jax.jit(products, static_argnames="policy")
 
 
-def _error(x: Float[Array, "M K"], weight: Weight) -> float:
+def _error(result: Float[Array, "M N"], x: Float[Array, "M K"], weight: Weight) -> float:
     """Of rows spread evenly over the matrix."""
     rows = np.unique(np.linspace(0, weight.shape[0] - 1, _CHECKED_ROWS).astype(np.int64))
     values = np.asarray(_jitted_rows()(weight, rows), np.float64)
     expected = np.asarray(x, np.float64) @ values.T
-    found = np.asarray(jax.jit(linear)(x, weight)[:, rows], np.float64)
+    found = np.asarray(result[:, rows], np.float64)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 

@@ -1,6 +1,6 @@
 """`rfjax bench`: speed of a model or of single operations, in llama-bench's conventions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from rfjax.cli import options
-from rfjax.cli.output import printable, spinner, write
+from rfjax.cli.output import note, printable, spinner, write
 from rfjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CASES = "What to measure"
-_OPERATIONS = "Single operations"
+_OPERATIONS = "Operations"
+
+_CHAIN = "llama-8b:q4_0-pure"
+"""What a chain is measured of by default."""
 
 
 class Output(StrEnum):
@@ -51,6 +54,8 @@ class Operation(StrEnum):
     """Operations that can be measured by themselves."""
 
     linear = "linear"
+    chain = "chain"
+    attention = "attention"
 
 
 def bench(
@@ -148,8 +153,9 @@ def bench(
     shapes: Annotated[
         str | None,
         typer.Option(
-            metavar="NxK,...",
-            help="Matrices by name or size; by default those of Llama 3.1 8B.",
+            metavar="SHAPE,...",
+            help="Matrices by name or size, by default those of Llama 3.1 8B; of attention "
+            "decode:BATCHxTOKENS and prefill:BATCHxTOKENS.",
             rich_help_panel=_OPERATIONS,
         ),
     ] = None,
@@ -182,8 +188,20 @@ def bench(
     _check_choice(model, synthetic, op, (shapes, types, rows))
     find_devices()
     enable_compilation_cache()
-    if op is not None:
-        for piece in _operation_pieces(shapes, types, rows, dtype, seed, roof, output):
+    policy = implementation.policy()
+    if op == Operation.linear:
+        for piece in _linear_pieces(shapes, types, rows, dtype, policy, seed, roof, output):
+            write(piece)
+        return
+    if op == Operation.attention:
+        for piece in _attention_pieces(shapes, dtype, policy, seed, roof, output):
+            write(piece)
+        return
+    if op == Operation.chain:
+        ceilings = _measured_roof(dtype) if roof else None
+        synthetic = synthetic or _CHAIN
+        subject = _open_subject(None, synthetic, dtype, weights or "packed", policy, seed)
+        for piece in _chain_pieces(subject, rows, ceilings, output):
             write(piece)
         return
     chosen = cases(
@@ -196,7 +214,7 @@ def bench(
     )
     config = BenchConfig(repetitions=repetitions, prompt_chunk=prompt_chunk, seed=seed)
     ceilings = _measured_roof(dtype) if roof else None
-    subject = _open_subject(model, synthetic, dtype, weights, implementation.policy(), seed)
+    subject = _open_subject(model, synthetic, dtype, weights, policy, seed)
     for piece in _model_pieces(subject, chosen, config, ceilings, output):
         write(piece)
 
@@ -212,18 +230,22 @@ def _check_choice(
     Raises:
         typer.BadParameter: none, or several.
     """
-    given = [name for name, value in _named(model, synthetic, op) if value is not None]
-    if len(given) != 1:
+    choices = {"a GGUF file": model, "--synthetic": synthetic, "--op": op}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) != 1 and not (op == Operation.chain and model is None):
         what = " and ".join(given) if given else "nothing"
         raise typer.BadParameter(
-            f"got {what}, expected one of a GGUF file, --synthetic SHAPE:MIX, or --op linear"
+            f"got {what}, expected one of a GGUF file, --synthetic SHAPE:MIX, or --op OPERATION "
+            "(--op chain may have a --synthetic)"
         )
-    if op is None and any(value is not None for value in of_operations):
-        raise typer.BadParameter("--shapes, --types and --rows go with --op")
-
-
-def _named(model: Path | None, synthetic: str | None, op: Operation | None):
-    return (("a GGUF file", model), ("--synthetic", synthetic), ("--op", op))
+    shapes, types, rows = of_operations
+    for name, value, with_ops in (
+        ("--shapes", shapes, (Operation.linear, Operation.attention)),
+        ("--types", types, (Operation.linear,)),
+        ("--rows", rows, (Operation.linear, Operation.chain)),
+    ):
+        if value is not None and op not in with_ops:
+            raise typer.BadParameter(f"{name} goes with --op {' or '.join(with_ops)}")
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -274,14 +296,27 @@ def _model_pieces(
         "n_ubatch": config.prompt_chunk != type(config)().prompt_chunk,
     }
     extra = tuple(name for name, is_changed in changed.items() if is_changed)
-    yield from report(_watched(results, [case.name for case in chosen]), output.value, extra=extra)
+    yield from report(_watched(results), output.value, extra=extra)
 
 
-def _operation_pieces(
+def _chain_pieces(
+    subject: "Subject", rows: str | None, roof: "Roof | None", output: Output
+) -> Iterator[str]:
+    """The report of passes through all layers, piece by piece."""
+    from rfjax.bench.case import numbers
+    from rfjax.bench.op_chain import bench_chain
+    from rfjax.bench.op_report import chain_report
+
+    results = bench_chain(subject, (1,) if rows is None else numbers(rows), roof=roof)
+    yield from chain_report(_watched(results), output.value)
+
+
+def _linear_pieces(
     shapes: str | None,
     types: str | None,
     rows: str | None,
     dtype: str | None,
+    policy: "KernelPolicy",
     seed: int,
     roof: bool,
     output: Output,
@@ -303,9 +338,35 @@ def _operation_pieces(
         dtype=resolve_dtype(dtype),
         config=OpConfig(seed=seed),
         roof=_measured_roof(dtype) if roof else None,
+        policy=policy,
+        on_declined=lambda case, why: note(f"{case.shape} {case.type.name} x{case.m}: {why}"),
     )
-    names = [f"{case.n}x{case.k} {case.type.name} x{case.m}" for case in chosen]
-    yield from op_report(_watched(results, names), output.value)
+    yield from op_report(_watched(results), output.value)
+
+
+def _attention_pieces(
+    shapes: str | None,
+    dtype: str | None,
+    policy: "KernelPolicy",
+    seed: int,
+    roof: bool,
+    output: Output,
+) -> Iterator[str]:
+    """The report of attention, piece by piece."""
+    from rfjax.bench.attention_case import SHAPES, attention_cases
+    from rfjax.bench.op_attention import AttentionConfig, bench_attention
+    from rfjax.bench.op_report import attention_report
+    from rfjax.io.load import resolve_dtype
+
+    results = bench_attention(
+        attention_cases(SHAPES if shapes is None else shapes.split(",")),
+        dtype=resolve_dtype(dtype),
+        config=AttentionConfig(seed=seed),
+        roof=_measured_roof(dtype) if roof else None,
+        policy=policy,
+        on_declined=lambda case, why: note(f"{case.name}: {why}"),
+    )
+    yield from attention_report(_watched(results), output.value)
 
 
 def _measured_roof(dtype: str | None) -> "Roof":
@@ -316,10 +377,11 @@ def _measured_roof(dtype: str | None) -> "Roof":
         return measure_roof(resolve_dtype(dtype))
 
 
-def _watched(results: Iterable[T], names: Sequence[str]) -> Iterator[T]:
-    """The same results; on a terminal, the name of each shows while it is measured."""
-    iterator = iter(results)
-    for name in names:
-        with spinner(name):
-            result = next(iterator)
+def _watched(results: Iterator[T]) -> Iterator[T]:
+    """The same results, with a sign on a terminal while each is measured."""
+    while True:
+        with spinner("measuring"):
+            result = next(results, None)
+        if result is None:
+            return
         yield result
