@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rfjax.errors import UnsupportedError
 from rfjax.ops import attention as attention_module
 from rfjax.ops.attention import attention
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
 
 MASKS = (Mask(), Mask("bidirectional"), Mask("window", 5), Mask("chunked", 4))
@@ -198,3 +200,58 @@ def test_a_row_does_not_depend_on_what_is_beside_it(length, batch):
         scale=0.2,
     )
     assert_array_equal(part, whole[rows, some])
+
+
+def test_who_runs_it():
+    """Kernels by name only, here on the CPU; a reason not to take one is an error then."""
+    q, k, v = map(jnp.asarray, draw(9, 1, 16, 2, 1, 16, 8))
+    positions, lengths = jnp.arange(16, dtype=jnp.int32)[None], jnp.asarray([16], jnp.int32)
+
+    def run(policy, q=q, scale=0.5):
+        return attention(
+            q,
+            k,
+            v,
+            query_positions=positions,
+            key_lengths=lengths,
+            mask=Mask(),
+            scale=scale,
+            policy=policy,
+        )
+
+    pallas = KernelPolicy("pallas")
+    for policy in (None, DEFAULT_POLICY, KernelPolicy("xla")):
+        assert "pallas_call" not in str(jax.make_jaxpr(lambda p=policy: run(p))())
+    assert "pallas_call" in str(jax.make_jaxpr(lambda: run(pallas))())
+    assert_allclose(run(pallas), run(None), atol=2e-6)
+    with pytest.raises(UnsupportedError, match=r"prefill_attention.*positive scales only"):
+        run(pallas, scale=-1.0)
+    with pytest.raises(UnsupportedError, match=r"prefill_attention.*failed"):
+        run(KernelPolicy("pallas", (("prefill_attention", "failed"),)))
+
+
+def test_gradients_through_the_kernel():
+    """They are those of plain JAX, with respect to queries, keys and values."""
+    arrays = tuple(map(jnp.asarray, draw(10, 1, 16, 2, 1, 16, 8)))
+    positions, lengths = jnp.arange(16, dtype=jnp.int32)[None], jnp.asarray([16], jnp.int32)
+
+    def gradients(policy):
+        def loss(q, k, v):
+            out = attention(
+                q,
+                k,
+                v,
+                query_positions=positions,
+                key_lengths=lengths,
+                mask=Mask(),
+                scale=0.5,
+                keys_are_queries=True,
+                policy=policy,
+            )
+            return jnp.sum(out * out)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+
+    for found, expected in zip(gradients(KernelPolicy("pallas")), gradients(None), strict=True):
+        assert np.abs(expected).max() > 0.1
+        assert_allclose(found, expected, atol=2e-5)
