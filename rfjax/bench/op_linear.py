@@ -41,8 +41,8 @@ class OpConfig:
         seed: of weights and activations.
     """
 
-    working_set: int = 1 << 31
-    max_products: int = 64
+    working_set: int = 1 << 30
+    max_products: int = 48
     repeats: int = 7
     seed: int = 0
 
@@ -157,7 +157,7 @@ def bench_linear(
             seconds=seconds,
             n_products=n_products,
             packed_bytes=packed,
-            error=_error(run(xs[:1], weights[:1])[0], xs[0], weights[0]),
+            error=_error(run(xs, weights[:n_products])[0], xs[0], weights[0]),
             copy_share=None if roof is None else packed / seconds / roof.copy_bytes_per_s,
             matmul_share=None if roof is None else case.flops / seconds / roof.matmul_flop_per_s,
         )
