@@ -46,13 +46,17 @@ def place(storage: Storage, raws: Sequence[np.ndarray]) -> jax.Array | QTensor:
         raws: uint8 [nbytes], the bytes of each of its sources; only read, and not kept.
     """
     if storage.how == "packed":
-        return QTensor(_build(storage, raws), storage.type)
+        return QTensor(_build(storage, raws), storage.type, storage.sharding)
     if storage.how == "decoded" and _decodes_on_device(storage):
         return _build(storage, raws)[""]
     ((name, plane),) = storage.planes.items()
     held = _copy(storage, raws, plane) if storage.how == "copied" else _decode(storage, raws, plane)
     array = jax.device_put(held, plane.sharding)  # the CPU takes such memory over as it is
-    return array if storage.dtype is not None else QTensor({name: array}, storage.type)
+    return (
+        array
+        if storage.dtype is not None
+        else QTensor({name: array}, storage.type, storage.sharding)
+    )
 
 
 def loading_bytes(storages: Iterable[Storage]) -> int:

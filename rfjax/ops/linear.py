@@ -16,6 +16,7 @@ from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.packed_product import packed_products, target_of_product
 from rfjax.ops.reduce import rows_product
+from rfjax.ops.sharded_product import is_spread, sharded_product
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed, take_rows
 from rfjax.typing import Array, Float, Int
 
@@ -53,8 +54,11 @@ def linear(
     """
     out_dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
     target = target_of_product(x.shape[0], weight, policy)
-    if target is not None:
+    if target is not None and not is_spread(weight):
         return _kernel(x, None, [Projection(weight, bias)], residual, None, out_dtype, target)[0]
+    if target is not None:
+        y = _kernel_by_shares(x, weight, bias, out_dtype, target)
+        return y if residual is None else residual + y
     y = _plain_linear(x, weight, bias, out_dtype)
     return y if residual is None else residual + y
 
@@ -69,7 +73,11 @@ def linears(
     """Several products of one input, normalised first where `norm` is given; dtype of `x`."""
     results: dict[int, Array] = {}
     targets = [target_of_product(x.shape[0], p.weight, policy) for p in projections]
-    taken = [i for i, target in enumerate(targets) if target is not None]
+    taken = [
+        i
+        for i, target in enumerate(targets)
+        if target is not None and not is_spread(projections[i].weight)
+    ]
     if taken:
         chosen, target = [projections[i] for i in taken], targets[taken[0]]
         outputs = _kernel(x, norm, chosen, None, None, x.dtype, target)
@@ -78,7 +86,7 @@ def linears(
         h = x if norm is None else rms_norm(x, norm.weight, norm.eps)
         for i, projection in enumerate(projections):
             if i not in results:
-                results[i] = _plain_linear(h, *projection, x.dtype)
+                results[i] = linear(h, *projection, policy=policy)
     return [results[i] for i in range(len(projections))]
 
 
@@ -93,7 +101,7 @@ def gated_linear(
 ) -> Float[Array, "T F"]:
     """`activation(gate(h)) * up(h)`, h the input or its norm; dtype of `x`."""
     targets = [target_of_product(x.shape[0], p.weight, policy) for p in (gate, up)]
-    if None not in targets:
+    if None not in targets and not is_spread(gate.weight) and not is_spread(up.weight):
         return _kernel(x, norm, [gate, up], None, activation, x.dtype, targets[0])[0]
     return gated(*linears(x, [gate, up], norm=norm, policy=policy), activation)
 
@@ -122,6 +130,19 @@ def _kernel(x, norm, projections, residual, activation, out_dtype, target):
         reference=reference,
         target=target,
     )
+
+
+def _kernel_by_shares(x, weight, bias, out_dtype, target):
+    """The kernel on every device's share of a weight; what is not linear comes after the sum."""
+
+    def product(x, weight):
+        wide = jnp.dtype("float32")
+        return _kernel(x, None, [Projection(weight)], None, None, wide, target)[0]
+
+    y = sharded_product(product, x, weight)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None, :]
+    return y.astype(out_dtype)
 
 
 def _reference(x, norm, weights, biases, residual, *, eps, activation, out_dtype):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
 
 from rfjax.quant.layout import GROUP, LAYOUTS
 from rfjax.quant.packing import pack_planes, unpack_planes
@@ -25,6 +26,10 @@ class QTensor:
     """Plane by name (see `rfjax.quant.layout`)."""
 
     type: GGMLType = struct.field(pytree_node=False)
+
+    sharding: NamedSharding | None = struct.field(pytree_node=False, default=None)
+    """How the matrix is spread over a mesh, by rows and columns; None on one device, and for a
+    share, an expert or rows of a tensor that is spread."""
 
     @property
     def shape(self) -> tuple[int, ...]:
