@@ -321,48 +321,63 @@ def _kernel(*refs, names, first_k, first_v, heads, config, mask, scale, target):
 def _prepare(inputs, row, dims, head_dim, heads: Heads, name: str, head):
     """A new token's query or key heads, normalised and rotated, in f32.
 
-    `head` is one index, which gives `[H]`, or a column of them, which gives `[heads, H]`; indices
-    past the last head of the array are read as some other head.
+    `head` is one index, which gives `[H]`, or a column of them, which gives `[heads, H]`.
     """
     ref, norm = inputs[name], inputs.get(f"{name}_norm")
-    cos_ref, sin_ref = inputs["cos"], inputs["sin"]
-    half = cos_ref.shape[1]
-    along = dims if jnp.ndim(head) == 0 else dims[None, :]
-    shape = jnp.broadcast_shapes(jnp.shape(head), along.shape)
+    one = jnp.ndim(head) == 0
+    shape = dims.shape if one else (head.shape[0], dims.shape[0])
 
     def load(index):
         real = jnp.broadcast_to(dims < head_dim, shape)
-        column = index if jnp.ndim(head) == 0 else index[None, :]
-        return plt.load(ref.at[row, head, column], mask=real, other=0).astype(jnp.float32)
+        at = ref.at[row, head, index if one else index[None, :]]
+        return plt.load(at, mask=real, other=0).astype(jnp.float32)
 
-    def weighted(x, index, inverse):
-        if norm is None:
+    x, inverse = load(dims), None
+    if norm is not None:
+        mean = jnp.sum(x * x, axis=-1, keepdims=True) / head_dim
+        inverse = jnp.broadcast_to(jax.lax.rsqrt(mean + heads.eps), shape)
+
+    def normed(x, index):
+        if inverse is None:
             return x
         weight = plt.load(norm.at[index], mask=dims < head_dim, other=0).astype(jnp.float32)
         return x * inverse * jnp.broadcast_to(weight, shape)
 
-    x = load(dims)
-    inverse = None
-    if norm is not None:
-        mean = jnp.sum(x * x, axis=-1, keepdims=True) / head_dim
-        inverse = jnp.broadcast_to(jax.lax.rsqrt(mean + heads.eps), shape)
-    x = weighted(x, dims, inverse)
-    turned = dims < 2 * half
+    tables = inputs["cos"], inputs["sin"]
     if heads.pairing == "half":
+        half = tables[0].shape[1]
         partner = jnp.where(dims < half, dims + half, dims - half)
-        pair, second = jnp.where(dims < half, dims, dims - half), dims >= half
+        partner = jnp.where(dims < 2 * half, partner, dims)
+        x = _rotate_halves(tables, row, dims, normed(x, dims), normed(load(partner), partner))
     else:
-        partner, pair, second = dims ^ 1, dims >> 1, (dims & 1) == 1
-    partner = jnp.where(turned, partner, dims)
-    cos = plt.load(cos_ref.at[row, pair], mask=turned, other=1.0)
-    sin = plt.load(sin_ref.at[row, pair], mask=turned, other=0.0)
-    sin = jnp.where(second, sin, -sin)
-    other = weighted(load(partner), partner, inverse)
-    x = x * jnp.broadcast_to(cos, shape) + other * jnp.broadcast_to(sin, shape)
+        x = _rotate_neighbours(tables, row, normed(x, dims))
     multiplier = inputs.get("q_multiplier") if name == "q" else None
     if multiplier is not None:
         x = x * multiplier[row]
     return x.astype(ref.dtype).astype(jnp.float32)
+
+
+def _rotate_halves(tables, row, dims, x, partner):
+    """Rotate (i, i + half); `partner` is `x` with these exchanged, read anew."""
+    cos_ref, sin_ref = tables
+    half = cos_ref.shape[1]
+    pair, turned = jnp.where(dims < half, dims, dims - half), dims < 2 * half
+    cos = plt.load(cos_ref.at[row, pair], mask=turned, other=1.0)
+    sin = plt.load(sin_ref.at[row, pair], mask=turned, other=0.0)
+    sin = jnp.where(dims < half, -sin, sin)
+    return x * jnp.broadcast_to(cos, x.shape) + partner * jnp.broadcast_to(sin, x.shape)
+
+
+def _rotate_neighbours(tables, row, x):
+    """Rotate (2i, 2i + 1), which are in the same lane's registers."""
+    cos_ref, sin_ref = tables
+    shape = (*x.shape[:-1], x.shape[-1] // 2)
+    pair = jnp.arange(shape[-1], dtype=jnp.int32)
+    turned = pair < cos_ref.shape[1]
+    cos = jnp.broadcast_to(plt.load(cos_ref.at[row, pair], mask=turned, other=1.0), shape)
+    sin = jnp.broadcast_to(plt.load(sin_ref.at[row, pair], mask=turned, other=0.0), shape)
+    a, b = (y.reshape(shape) for y in jnp.split(x.reshape(*shape, 2), 2, axis=-1))
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)
 
 
 def _load_block(inputs, row, kv_head, dims, block_k: int, block):
