@@ -37,7 +37,7 @@ def enable_compilation_cache() -> None:
         logger.info("no compilation cache: %s", folder or "no home directory")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 def _make_writable(folder: pathlib.Path) -> bool:

@@ -4,6 +4,7 @@ Weights are stored `[out, in]`, as GGUF stores them, packed or as plain numbers.
 here is its plain-JAX composition; where a kernel accepts, one launch takes the place of several.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def linears(
         h = x if norm is None else rms_norm(x, norm.weight, norm.eps)
         for i, projection in enumerate(projections):
             if i not in results:
-                results[i] = linear(h, *projection, policy=policy)
+                results[i] = linear(h, projection.weight, projection.bias, policy=policy)
     return [results[i] for i in range(len(projections))]
 
 
@@ -158,7 +159,7 @@ def _plain_linear(x, weight: Weight, bias: Array | None, out_dtype: jnp.dtype) -
         # Held apart: within the product, XLA would unpack every weight once for each of its tiles.
         # And tied to x: it would otherwise unpack all of them before a decode loop, and hold them.
         planes, _ = jax.lax.optimization_barrier((weight.planes, jax.lax.stop_gradient(x)))
-        plain = dequantize_packed(weight.replace(planes=planes), x.dtype)
+        plain = dequantize_packed(dataclasses.replace(weight, planes=planes), x.dtype)
         plain = jax.lax.optimization_barrier(plain)
     else:
         plain = weight.astype(x.dtype)
