@@ -338,7 +338,7 @@ def _prepare(inputs, row, dims, head_dim, heads: Heads, name: str, head):
         inverse = jnp.broadcast_to(jax.lax.rsqrt(mean + heads.eps), shape)
 
     def normed(x, index):
-        if inverse is None:
+        if norm is None or inverse is None:
             return x
         weight = plt.load(norm.at[index], mask=dims < head_dim, other=0).astype(jnp.float32)
         return x * inverse * jnp.broadcast_to(weight, shape)
