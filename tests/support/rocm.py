@@ -53,7 +53,10 @@ def export_for(function: Callable, *args, arch: str) -> Exported:
 
 
 def kernels_in(exported: Exported) -> list[Kernel]:
-    """Every kernel call of an exported program, in its order; equal kernels repeat."""
+    """The kernel calls of an exported program in its order; equal kernels repeat.
+
+    What a loop repeats counts once; what functions of the program share counts at every call.
+    """
     from jax._src.interpreters.mlir import make_ir_context
     from jax._src.lib import triton
     from jaxlib.mlir import ir
@@ -61,21 +64,29 @@ def kernels_in(exported: Exported) -> list[Kernel]:
     with make_ir_context() as context:
         triton.dialect.register_dialect(context)
         module = ir.Module.parse(exported.mlir_module())
-        return [
-            _kernel(operation)
-            for operation in _operations(module.operation)
-            if operation.name == "stablehlo.custom_call"
-            and ir.StringAttr(operation.attributes["call_target_name"]).value == _KERNEL_CALL
-        ]
+        functions = {
+            ir.StringAttr(function.attributes["sym_name"]).value: function.operation
+            for function in module.body.operations
+        }
+        return [_kernel(call) for call in _kernel_calls(functions["main"], functions)]
 
 
-def _operations(operation) -> Iterator:
-    """Every operation nested in one, of MLIR."""
+def _kernel_calls(operation, functions: dict) -> Iterator:
+    """The kernel calls nested in an MLIR operation, and in the functions that it calls."""
+    from jaxlib.mlir import ir
+
     for region in operation.regions:
         for block in region.blocks:
             for inner in block.operations:
-                yield inner.operation
-                yield from _operations(inner.operation)
+                attributes = inner.operation.attributes
+                if inner.operation.name == "func.call":
+                    callee = ir.FlatSymbolRefAttr(attributes["callee"]).value
+                    yield from _kernel_calls(functions[callee], functions)
+                elif inner.operation.name == "stablehlo.custom_call":
+                    if ir.StringAttr(attributes["call_target_name"]).value == _KERNEL_CALL:
+                        yield inner.operation
+                else:
+                    yield from _kernel_calls(inner.operation, functions)
 
 
 def _kernel(call) -> Kernel:
