@@ -18,6 +18,7 @@ from rfjax.ops.norm import rms_norm
 from rfjax.ops.packed_product import packed_products, target_of_product
 from rfjax.ops.reduce import rows_product
 from rfjax.ops.sharded_product import is_spread, sharded_product
+from rfjax.pallas.target import current_target
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed, take_rows
 from rfjax.typing import Array, Float, Int
 
@@ -163,7 +164,9 @@ def _plain_linear(x, weight: Weight, bias: Array | None, out_dtype: jnp.dtype) -
         plain = jax.lax.optimization_barrier(plain)
     else:
         plain = weight.astype(x.dtype)
-    y = rows_product(x, plain)
+    # GPUs accumulate in f32 and round once, inside the product: no f32 result is written out.
+    rounded = bias is None and out_dtype == x.dtype and current_target() != "interpret"
+    y = rows_product(x, plain, out_dtype if rounded else jnp.dtype("float32"))
     if bias is not None:
         y = y + bias.astype(jnp.float32)[None, :]
     return y.astype(out_dtype)

@@ -16,9 +16,11 @@ def copies_for(n_elements: int) -> int:
 
 
 def rows_product(
-    x: Float[Array, "*B rows in"], w: Float[Array, "*B out in"]
+    x: Float[Array, "*B rows in"],
+    w: Float[Array, "*B out in"],
+    out_dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "*B rows out"]:
-    """`x @ w.T` over the last two axes, accumulated and returned in f32.
+    """`x @ w.T` over the last two axes, accumulated in f32 and returned in `out_dtype`.
 
     Both operands contract their last axis: the one form that XLA's CPU backend computes row by
     row in an order of its own. A single row it computes in another way; in f32 it is therefore
@@ -36,7 +38,7 @@ def rows_product(
         w,
         (((n_batch + 1,), (n_batch + 1,)), (batch, batch)),
         precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=out_dtype,
     )
     return jax.lax.optimization_barrier(y)[..., :1, :] if single else y
 

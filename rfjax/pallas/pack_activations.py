@@ -59,9 +59,10 @@ def pack_activations_reference(x: Float[Array, "M K"]) -> PackedActivations:
     )
 
 
-def _kernel(*refs, has_norm: bool, eps: float, k: int, groups: int, tile: int):
+def _kernel(*refs, has_norm: bool, eps: float, k: int, groups: int):
     x_ref, *norm, words_ref, scales_ref, sums_ref = refs
-    row, first = pl.program_id(0), pl.program_id(1) * tile
+    row, first = pl.program_id(0), pl.program_id(1) * _GROUPS_A_PROGRAM
+    tile = _GROUPS_A_PROGRAM
     group = first + jnp.arange(tile)
     n_groups = k // GROUP
     whole = n_groups % tile == 0
@@ -75,9 +76,14 @@ def _kernel(*refs, has_norm: bool, eps: float, k: int, groups: int, tile: int):
     places = [(half, byte) for half in range(2) for byte in range(4)]
     x = {p: load(x_ref, (row, offset + (16 * p[0] + p[1]))) for p in places}
     if has_norm:
-        squares = functools.reduce(jnp.add, [v * v for v in x.values()])
-        scale = jax.lax.rsqrt(jnp.sum(jnp.sum(squares, axis=1), axis=0) / k + eps)
-        x = {p: v * scale * load(norm[0], (offset + (16 * p[0] + p[1]),)) for p, v in x.items()}
+        weight = {p: load(norm[0], (offset + (16 * p[0] + p[1]),)) for p in places}
+        # Every program sums the whole row again: cheaper than a launch between sum and use.
+        everything = jnp.arange(1 << (k - 1).bit_length())
+        real = None if everything.size == k else everything < k
+        other = None if everything.size == k else 0.0
+        wide = plt.load(x_ref.at[row, everything], mask=real, other=other).astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.sum(wide * wide) / k + eps)
+        x = {p: x[p] * scale * weight[p] for p in places}
     largest = functools.reduce(jnp.maximum, [jnp.abs(v) for v in x.values()])
     # Zero for finite numbers: a maximum may drop NaN, and neither NaN nor Inf has a q.
     poison = jnp.sum(functools.reduce(jnp.add, [v - v for v in x.values()]), axis=1)
@@ -105,6 +111,7 @@ def _kernel(*refs, has_norm: bool, eps: float, k: int, groups: int, tile: int):
             plt.store(words_ref.at[row, part, half, j, s, word[None, :]], value, mask=inside)
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "target"))
 def pack_activations(
     x: Float[Array, "M K"],
     *,
@@ -121,24 +128,18 @@ def pack_activations(
     m, k = x.shape
     groups = groups_per_column(k)
     columns = k // (GROUP * groups)
-    n_groups = k // GROUP
-    # A norm needs the whole row in one program; without one, many programs share it.
-    tile = 1 << (n_groups - 1).bit_length() if norm is not None else _GROUPS_A_PROGRAM
-    kernel = functools.partial(
-        _kernel, has_norm=norm is not None, eps=eps, k=k, groups=groups, tile=tile
-    )
+    kernel = functools.partial(_kernel, has_norm=norm is not None, eps=eps, k=k, groups=groups)
     shape = jax.ShapeDtypeStruct
-    warps = min(16, max(1, tile // 32)) if norm is not None else 1
     return PackedActivations(
         *pl.pallas_call(
             kernel,
-            grid=(m, pl.cdiv(n_groups, tile)),
+            grid=(m, pl.cdiv(k // GROUP, _GROUPS_A_PROGRAM)),
             out_shape=(
                 shape((m, 2, 2, groups, columns, 4), jnp.int32),
                 shape((m, groups, columns), jnp.float32),
                 shape((m, 2, groups, columns), jnp.int32),
             ),
-            compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
+            compiler_params=plt.CompilerParams(num_warps=4, num_stages=1),
             interpret=target == "interpret",
             name="pack_activations",
         )(x, *([norm] if norm is not None else []))

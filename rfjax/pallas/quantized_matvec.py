@@ -29,6 +29,10 @@ from rfjax.quant.qtensor import QTensor
 MAX_ROWS = 16
 """Most rows of activations."""
 
+_MAX_UNROLLED = 8
+"""Most products of a group with a row of activations that are written out one after the other;
+beyond, a loop keeps code and compile time small."""
+
 _TABLES = {"iq4": LEVELS, "e2m1": E2M1}
 
 
@@ -131,34 +135,40 @@ class _Tile:
             ]
         return words
 
-    def integers(self, first_group: int) -> list[Array]:
-        """The two halves of a group a lane, as int8 in words."""
+    def integers(self, first_group: int | Array) -> list[list[Array]]:
+        """The two halves of a group a lane, four words of int8 each."""
         layout, target = self.layout, self.target
         group = first_group + self.lanes
         if layout.low == "q8":
-            return [self._load_words("q8", self.rows, group, h, self.columns) for h in range(2)]
+            halves = (self._load_words("q8", self.rows, group, h, self.columns) for h in range(2))
+            return [_words_apart(half) for half in halves]
         if layout.low == "q2":
             halves = self._pairs(group)
         else:
-            words = self._load_words("q4", self.rows, group, self.columns)
+            words = _words_apart(self._load_words("q4", self.rows, group, self.columns))
             if layout.levels:
-                return list(lookup16(words, _TABLES[layout.levels], target))
-            halves = [words & 0x0F0F0F0F, shift_right(words, 4) & 0x0F0F0F0F]
+                pairs = [lookup16(word, _TABLES[layout.levels], target) for word in words]
+                return [list(half) for half in zip(*pairs, strict=True)]
+            halves = [[shift_right(word, 4 * h) & 0x0F0F0F0F for word in words] for h in range(2)]
         if layout.high == "q1":
-            bits = self._load("q1", self.rows, group, self.hidden)[..., None]
-            spread = jnp.broadcast_to(bits, halves[0].shape)
-            upper = [shift_right(spread, 2 * self.word + h) & 0x01010101 for h in range(2)]
+            bits = self._load("q1", self.rows, group, self.hidden)
+            upper = [
+                [shift_right(bits, 2 * i + h) & 0x01010101 for i in range(4)] for h in range(2)
+            ]
         elif layout.high == "q2":
             upper = self._pairs(group)
         else:
             return halves
-        return [half | (u << layout.shift) for half, u in zip(halves, upper, strict=True)]
+        return [
+            [low | (high << layout.shift) for low, high in zip(*pair, strict=True)]
+            for pair in zip(halves, upper, strict=True)
+        ]
 
-    def _pairs(self, group: Array) -> list[Array]:
+    def _pairs(self, group: Array) -> list[list[Array]]:
         """Fields of two bits; two groups share a vector of words."""
-        words = self._load_words("q2", self.rows, group >> 1, self.columns)
-        place = (4 * (group & 1))[..., None]
-        return [shift_right(words, place + 2 * h) & 0x03030303 for h in range(2)]
+        words = _words_apart(self._load_words("q2", self.rows, group >> 1, self.columns))
+        place = 4 * (group & 1)
+        return [[shift_right(w, place + 2 * h) & 0x03030303 for w in words] for h in range(2)]
 
     def factors(self, first_group: int) -> tuple[list[Array], list[Array]]:
         """Scales of a group a lane (one, or one a half) and what multiplies its sums, f32.
@@ -218,6 +228,13 @@ def _masked_load(
     return plt.load(at, mask=mask, other=other, eviction_policy=policy)
 
 
+def _words_apart(words: Array) -> list[Array]:
+    """The four words of every lane, one array each. They lie in one lane: nothing is moved."""
+    place = jax.lax.broadcasted_iota(jnp.int32, words.shape, words.ndim - 1)
+    zero = jnp.zeros_like(words)
+    return [jnp.sum(jnp.where(place == i, words, zero), axis=-1) for i in range(4)]
+
+
 def _byte(words: Array, index: Array) -> Array:
     return (shift_right(words, 8 * index) & 255).astype(jnp.float32)
 
@@ -244,49 +261,59 @@ def _exponent(e: Array) -> Array:
 
 def _accumulate(x_refs, layout: Layout, refs: dict, first_row, config: Config, m: int, target):
     """The products of one tile of weight rows: m arrays, f32 `[rows]`."""
-    words_ref, scales_ref, sums_ref = x_refs
-    n_groups, n_columns = scales_ref.shape[1:]
+    n_groups, n_columns = x_refs[1].shape[1:]
     shape = (config.rows, config.groups, config.columns)
-    word_shape = (*shape, 4)
-    halves_apart = layout.sub in ("k2", "k3", "k6")
 
-    def body(i, totals):
+    def chunk(i, totals):
         tile = _Tile(layout, refs, first_row, i * config.columns, config, target)
-        totals = list(totals)
-        for first in range(0, n_groups, config.groups):
-            halves = tile.integers(first)
-            scales, minima = tile.factors(first)
-            load = functools.partial(_load_activations, tile=tile, first_group=first)
-            for r in range(m):
-                dots = []
-                for part in range(2):
-                    x = [load(words_ref, r, part, h, words=True) for h in range(2)]
-                    x = [jnp.broadcast_to(v, word_shape) for v in x]
-                    zero = jnp.zeros(word_shape, jnp.int32)
-                    first_half = dot4(halves[0], x[0], zero, target)
-                    if halves_apart:
-                        dots.append([first_half, dot4(halves[1], x[1], zero, target)])
-                    else:
-                        dots.append([dot4(halves[1], x[1], first_half, target)])
-                whole = [jnp.sum(u * 256 + v, axis=3) for u, v in zip(*dots, strict=True)]
-                if layout.offset or minima:
-                    sums = [load(sums_ref, r, h) for h in range(2)]
-                    if not halves_apart:
-                        sums = [sums[0] + sums[1]]
-                if layout.offset:
-                    whole = [w - layout.offset * s for w, s in zip(whole, sums, strict=True)]
-                terms = [w.astype(jnp.float32) * s for w, s in zip(whole, scales, strict=True)]
-                if minima:
-                    sums = [s.astype(jnp.float32) for s in sums]
-                    terms += [low * s for low, s in zip(minima, sums, strict=True)]
-                scale = load(scales_ref, r)
-                totals[r] = totals[r] + functools.reduce(jnp.add, terms) * scale
-        return tuple(totals)
+        step = functools.partial(_step, tile, x_refs)
+        n_steps = n_groups // config.groups
+        if m * n_steps <= _MAX_UNROLLED:
+            for j in range(n_steps):
+                totals = step(j * config.groups, totals)
+            return totals
+        return jax.lax.fori_loop(0, n_steps, lambda j, t: step(j * config.groups, t), totals)
 
     totals = tuple(jnp.zeros(shape, jnp.float32) for _ in range(m))
     n_chunks = pl.cdiv(n_columns, config.columns)
-    totals = body(0, totals) if n_chunks == 1 else jax.lax.fori_loop(0, n_chunks, body, totals)
+    totals = chunk(0, totals) if n_chunks == 1 else jax.lax.fori_loop(0, n_chunks, chunk, totals)
     return [jnp.sum(jnp.sum(total, axis=2), axis=1) for total in totals]
+
+
+def _step(tile: _Tile, x_refs, first_group, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Add the products of one group a lane to the totals of every row of activations."""
+    words_ref, scales_ref, sums_ref = x_refs
+    layout, target = tile.layout, tile.target
+    halves_apart = layout.sub in ("k2", "k3", "k6")
+    halves = tile.integers(first_group)
+    scales, minima = tile.factors(first_group)
+    load = functools.partial(_load_activations, tile=tile, first_group=first_group)
+    results = []
+    for r, total in enumerate(totals):
+        dots = []
+        for part in range(2):
+            chains = [jnp.zeros(tile.shape, jnp.int32)]
+            for h in range(2):
+                if h and halves_apart:
+                    chains.append(jnp.zeros(tile.shape, jnp.int32))
+                x = _words_apart(load(words_ref, r, part, h, words=True))
+                for word, operand in zip(halves[h], x, strict=True):
+                    operand = jnp.broadcast_to(operand, tile.shape)
+                    chains[-1] = dot4(word, operand, chains[-1], target)
+            dots.append(chains)
+        whole = [upper * 256 + lower for upper, lower in zip(*dots, strict=True)]
+        sums = []
+        if layout.offset or minima:
+            sums = [load(sums_ref, r, h) for h in range(2)]
+            if not halves_apart:
+                sums = [sums[0] + sums[1]]
+        if layout.offset:
+            whole = [w - layout.offset * s for w, s in zip(whole, sums, strict=True)]
+        terms = [w.astype(jnp.float32) * s for w, s in zip(whole, scales, strict=True)]
+        if minima:
+            terms += [low * s.astype(jnp.float32) for low, s in zip(minima, sums, strict=True)]
+        results.append(total + functools.reduce(jnp.add, terms) * load(scales_ref, r))
+    return tuple(results)
 
 
 def _load_activations(ref, *index, tile: _Tile, first_group: int, words: bool = False) -> Array:
@@ -349,6 +376,8 @@ def _kernel(*refs, layouts, planes, tiles, gated, has_bias, has_residual, config
         start += count
 
 
+# Jitted by itself, so that layers alike are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("gated", "out_dtype", "config", "target"))
 def quantized_matvec(
     x: PackedActivations,
     weights: Sequence[QTensor],

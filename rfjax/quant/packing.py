@@ -144,10 +144,10 @@ def _unpack_elements(words: Array, plane: str, xp: ModuleType) -> Array:
         return _bytes(xp.moveaxis(words, -2, -4))
     if plane == "q4":
         data = _bytes(words.swapaxes(-3, -2))  # [..., S, J, word, byte]
-        return xp.stack([data & 15, data >> 4], axis=-3)
+        return _fields(data, 4, 2)
     if plane == "q2":
         data = _bytes(words.swapaxes(-3, -2))  # [..., S, J/2, word, byte]
-        parts = xp.stack([(data >> (2 * field)) & 3 for field in range(4)], axis=-3)
+        parts = _fields(data, 2, 4)
         return parts.reshape(*parts.shape[:-4], -1, 2, 4, 4)
     assert plane == "q1"
     data = _bytes(words.swapaxes(-2, -1))  # [..., S, J, byte]
@@ -156,6 +156,16 @@ def _unpack_elements(words: Array, plane: str, xp: ModuleType) -> Array:
         np.arange(8, dtype=np.uint8).reshape(4, 2).T.reshape((1,) * (data.ndim - 1) + (2, 4, 1))
     )
     return (spread >> shifts) & 1
+
+
+def _fields(data: Array, width: int, count: int) -> Array:
+    """Bit fields of uint8 `[..., word, byte]`, lowest first: `[..., count, word, byte]`.
+
+    By shifts that broadcast: stacked arrays would each be written to memory first.
+    """
+    shifts = np.arange(count, dtype=np.uint8) * np.uint8(width)
+    shifts = shifts.reshape((1,) * (data.ndim - 2) + (count, 1, 1))
+    return (data[..., None, :, :] >> shifts) & (2**width - 1)
 
 
 def _bytes(words: Array) -> Array:
