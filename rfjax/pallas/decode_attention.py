@@ -139,6 +139,8 @@ def declines(q: Array, k_cache: Array, v_cache: Array, half: int, scale: float) 
     return None
 
 
+# Jitted by itself, so that layers alike are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("pairing", "mask", "scale", "eps", "target", "config"))
 def decode_attention(
     q: Float[Array, "B Nq H"],
     k: Float[Array, "B Kk H"] | None,

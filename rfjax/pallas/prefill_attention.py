@@ -107,6 +107,8 @@ def declines(q: Array, k: Array, v: Array, scale: float, target: Target) -> str 
     return None
 
 
+# Jitted by itself, so that layers alike are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("mask", "scale", "target", "config"))
 def prefill_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B K S H"],
