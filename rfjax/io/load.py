@@ -25,6 +25,7 @@ from rfjax.io.storage import Storage, Weights, resolve_weights, store
 from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
+from rfjax.ops.packed_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
 from rfjax.sharding import automatic
@@ -97,6 +98,12 @@ def load(
     gguf.check_data()
     config = configure(gguf, dtype=resolve_dtype(dtype))
     mesh = None if mesh is None else automatic(mesh)
+    if mesh is not None and mesh.size > 1:
+        reason = "over a mesh plain JAX multiplies plain weights where they lie"
+        kernels = dataclasses.replace(
+            config.kernels, disabled=(*config.kernels.disabled, (PLAIN_KERNEL, reason))
+        )
+        config = dataclasses.replace(config, kernels=kernels)
     storages, plan = plan_load(gguf, config, weights=weights, mesh=mesh, context=context)
     logger.info("%s: %s", gguf.path, plan)
     tokenizer = read_tokenizer(gguf)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rfjax.ops.activation import ACTIVATIONS, gated
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.norm import rms_norm
-from rfjax.ops.packed_product import packed_products, target_of_product
+from rfjax.ops.packed_product import packed_products, plain_products, target_of_product
 from rfjax.ops.reduce import rows_product
 from rfjax.ops.sharded_product import is_spread, sharded_product
 from rfjax.pallas.target import current_target
@@ -75,16 +75,17 @@ def linears(
     """Several products of one input, normalised first where `norm` is given; dtype of `x`."""
     results: dict[int, Array] = {}
     targets = [target_of_product(x.shape[0], p.weight, policy) for p in projections]
-    taken = [
-        i
-        for i, target in enumerate(targets)
-        if target is not None and not is_spread(projections[i].weight)
-    ]
-    if taken:
-        chosen, target = [projections[i] for i in taken], targets[taken[0]]
-        outputs = _kernel(x, norm, chosen, None, None, x.dtype, target)
-        results.update(zip(taken, outputs, strict=True))
-    if len(taken) < len(projections):
+    for kind in (QTensor, jax.Array):  # one launch for each
+        taken = [
+            i
+            for i, (p, target) in enumerate(zip(projections, targets, strict=True))
+            if target is not None and isinstance(p.weight, kind) and not is_spread(p.weight)
+        ]
+        if taken:
+            chosen, target = [projections[i] for i in taken], targets[taken[0]]
+            outputs = _kernel(x, norm, chosen, None, None, x.dtype, target)
+            results.update(zip(taken, outputs, strict=True))
+    if len(results) < len(projections):
         h = x if norm is None else rms_norm(x, norm.weight, norm.eps)
         for i, projection in enumerate(projections):
             if i not in results:
@@ -103,7 +104,9 @@ def gated_linear(
 ) -> Float[Array, "T F"]:
     """`activation(gate(h)) * up(h)`, h the input or its norm; dtype of `x`."""
     targets = [target_of_product(x.shape[0], p.weight, policy) for p in (gate, up)]
-    if None not in targets and not is_spread(gate.weight) and not is_spread(up.weight):
+    one_kind = isinstance(gate.weight, QTensor) == isinstance(up.weight, QTensor)
+    spread = is_spread(gate.weight) or is_spread(up.weight)
+    if None not in targets and one_kind and not spread:
         return _kernel(x, norm, [gate, up], None, activation, x.dtype, targets[0])[0]
     return gated(*linears(x, [gate, up], norm=norm, policy=policy), activation)
 
@@ -114,20 +117,34 @@ def embed(token_ids: Int[Array, " T"], weight: Weight, dtype: jnp.dtype) -> Floa
 
 
 def _kernel(x, norm, projections, residual, activation, out_dtype, target):
-    reference = functools.partial(
-        _reference,
-        eps=0.0 if norm is None else norm.eps,
-        activation=activation,
-        out_dtype=out_dtype,
-    )
+    """One launch for weights that are all packed, or all plain."""
+    packed = isinstance(projections[0].weight, QTensor)
+    if not packed and norm is not None:
+        # Programs of the plain kernel read the whole input: normalised once, before.
+        x, norm = rms_norm(x, norm.weight, norm.eps), None
+    eps = 0.0 if norm is None else norm.eps
+    reference = functools.partial(_reference, eps=eps, activation=activation, out_dtype=out_dtype)
+    weights, biases = [p.weight for p in projections], [p.bias for p in projections]
+    function = None if activation is None else ACTIVATIONS[activation]
+    if not packed:
+        return plain_products(
+            x,
+            weights,
+            biases,
+            residual,
+            function,
+            out_dtype,
+            reference=lambda x, *operands: reference(x, None, *operands),
+            target=target,
+        )
     return packed_products(
         x,
         None if norm is None else norm.weight,
-        0.0 if norm is None else norm.eps,
-        [p.weight for p in projections],
-        [p.bias for p in projections],
+        eps,
+        weights,
+        biases,
         residual,
-        None if activation is None else ACTIVATIONS[activation],
+        function,
         out_dtype,
         reference=reference,
         target=target,

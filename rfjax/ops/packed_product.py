@@ -1,4 +1,4 @@
-"""Products of few rows with packed weights through the kernels, and when that is possible."""
+"""Products of few rows of activations through the kernels, and when that is possible."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
+from rfjax.pallas import plain_matvec as plain
 from rfjax.pallas.pack_activations import pack_activations
 from rfjax.pallas.quantized_matvec import MAX_ROWS, quantized_matvec
 from rfjax.pallas.target import Target
@@ -17,6 +18,11 @@ from rfjax.typing import Array, Float
 KERNEL = "quantized_matvec"
 """Name of the kernel in policies and in `rfjax selfcheck`."""
 
+PLAIN_KERNEL = "plain_matvec"
+"""The same of that for plain weights."""
+
+_PLAIN_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
 
 def target_of_product(rows: int, weight: Weight, policy: KernelPolicy) -> Target | None:
     """The target to trace the kernel for, or None where this product runs in plain JAX.
@@ -24,19 +30,19 @@ def target_of_product(rows: int, weight: Weight, policy: KernelPolicy) -> Target
     Raises:
         UnsupportedError: the policy asks for the kernel by name, and it declines.
     """
-
-    def declines(target: Target) -> str | None:
-        del target
-        if not isinstance(weight, QTensor):
-            return "its weights are plain numbers"
+    reason = None
+    if isinstance(weight, QTensor):
+        kernel, most, type = KERNEL, MAX_ROWS, weight.type.name
         if weight.type not in LAYOUTS:
-            return f"{weight.type.name} has no packed layout that kernels read"
-        if rows > MAX_ROWS:
-            return f"it takes up to {MAX_ROWS} rows of activations, and there are {rows}"
-        return None
-
-    name = f"{KERNEL}:{weight.type.name}" if isinstance(weight, QTensor) else KERNEL
-    return kernel_target(policy, name, declines)
+            reason = f"{type} has no packed layout that kernels read"
+    else:
+        kernel, most, type = PLAIN_KERNEL, plain.MAX_ROWS, _PLAIN_TYPES.get(weight.dtype.name)
+        if type is None:
+            reason = f"it takes no weights of dtype {weight.dtype.name}"
+    if rows > most:
+        reason = reason or f"it takes up to {most} rows of activations, and there are {rows}"
+    name = kernel if type is None else f"{kernel}:{type}"
+    return kernel_target(policy, name, lambda target: reason)
 
 
 def with_xla_gradient(kernel: Callable, reference: Callable) -> Callable:
@@ -77,7 +83,7 @@ def packed_products(
 
     def kernel(x, norm, weights, biases, residual):
         packed = pack_activations(x, norm=norm, eps=eps, target=target)
-        return quantized_matvec(
+        results = quantized_matvec(
             packed,
             weights,
             biases=biases,
@@ -86,6 +92,38 @@ def packed_products(
             out_dtype=out_dtype,
             target=target,
         )
+        return list(results)  # as the reference gives them
 
     product = with_xla_gradient(kernel, reference)
     return product(x, norm, list(weights), list(biases), residual)
+
+
+def plain_products(
+    x: Float[Array, "M K"],
+    weights: Sequence[Float[Array, "N K"]],
+    biases: Sequence[Array | None],
+    residual: Float[Array, "M N"] | None,
+    activation: Callable | None,
+    out_dtype: jnp.dtype,
+    *,
+    reference: Callable,
+    target: Target,
+) -> list[Array]:
+    """Results of `plain_matvec`.
+
+    Args:
+        reference: the same function of `(x, weights, biases, residual)` in plain JAX.
+    """
+
+    def kernel(x, weights, biases, residual):
+        return plain.plain_matvec(
+            x,
+            weights,
+            biases=biases,
+            residual=residual,
+            gated=activation,
+            out_dtype=out_dtype,
+            target=target,
+        )
+
+    return with_xla_gradient(kernel, reference)(x, list(weights), list(biases), residual)

@@ -102,9 +102,10 @@ def _kernel(*refs, tiles, gated, has_bias, has_residual, config, m):
 
     def product(index: int, first_row):
         totals = _products(x_ref, weights[index], first_row, config, m)
-        if biases[index] is not None:
-            bias = [biases[index][first_row + i] for i in range(config.rows)]
-            totals = [[t + b for t, b in zip(row, bias, strict=True)] for row in totals]
+        bias = biases[index]
+        if bias is not None:
+            numbers = [bias[first_row + i] for i in range(config.rows)]
+            totals = [[t + b for t, b in zip(row, numbers, strict=True)] for row in totals]
         return totals
 
     def write(output, first_row, totals):
@@ -186,7 +187,7 @@ def plain_matvec(
     operands = [x, *weights, *(bias for bias in biases if bias is not None)]
     operands += [residual] if residual is not None else []
     outputs = sizes[:1] if gated is not None else sizes
-    return pl.pallas_call(
+    results = pl.pallas_call(
         kernel,
         grid=(tiles[0] if gated is not None else sum(tiles),),
         out_shape=[jax.ShapeDtypeStruct((m, n), out_dtype) for n in outputs],
@@ -194,3 +195,4 @@ def plain_matvec(
         interpret=target == "interpret",
         name="plain_matvec_" + "_".join(weight.dtype.name for weight in weights),
     )(*operands)
+    return list(results)
