@@ -38,6 +38,8 @@ class LLM:
         weights: "packed" or "dequantized", as in `rfjax.load`; None takes what is faster and fits.
         engine: sizes of batches, chunks and bursts.
         compilation_cache: keep compiled programs in the user's cache folder.
+        selfcheck: on GPUs, try the kernels before their first use and disable those that fail, as
+            `rfjax.load` does.
 
     Raises:
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
@@ -52,12 +54,18 @@ class LLM:
         weights: str | None = None,
         engine: EngineConfig | None = None,
         compilation_cache: bool = True,
+        selfcheck: bool = True,
     ):
         if compilation_cache:
             enable_compilation_cache()
         engine = engine or EngineConfig()
         self._model = load(
-            path, dtype=dtype, mesh=mesh, weights=weights, context=engine.max_context
+            path,
+            dtype=dtype,
+            mesh=mesh,
+            weights=weights,
+            context=engine.max_context,
+            selfcheck=selfcheck,
         )
         limit = self._model.config.context_length
         if engine.max_context is not None and engine.max_context > limit:

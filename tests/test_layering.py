@@ -21,6 +21,7 @@ LAYERS = (
     ("rfjax.evals",),
     ("rfjax.engine",),
     ("rfjax.io",),
+    ("rfjax.selfcheck",),
     ("rfjax.models",),
     ("rfjax.ops", "rfjax.cache"),
     ("rfjax.pallas",),
@@ -28,7 +29,7 @@ LAYERS = (
     ("rfjax.tokenizer", "rfjax.sharding", "rfjax.quant"),
     ("rfjax.io.gguf", "rfjax.io.gguf_*"),
     ("rfjax.quant.types",),
-    ("rfjax.errors", "rfjax.typing", "rfjax.config"),
+    ("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
 )
 
 

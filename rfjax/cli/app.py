@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity
+from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity, selfcheck
 from rfjax.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(perplexity.perplexity)
 app.command()(bench.bench)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
+app.command()(selfcheck.selfcheck)
 app.command()(demo.demo)
 
 

@@ -6,6 +6,8 @@ import pathlib
 
 import jax
 
+from rfjax.user_files import user_folder
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,10 +19,8 @@ def compilation_cache_folder() -> pathlib.Path | None:
     configured = jax.config.values["jax_compilation_cache_dir"]
     if configured:
         return pathlib.Path(configured)
-    try:
-        return pathlib.Path.home() / ".cache" / "rfjax" / "xla"
-    except RuntimeError:
-        return None
+    home = user_folder()
+    return None if home is None else home / "xla"
 
 
 def enable_compilation_cache() -> None:

@@ -28,6 +28,8 @@ from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
 from rfjax.ops.packed_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
+from rfjax.selfcheck.choose import model_cases, packed_types
+from rfjax.selfcheck.guard import guarded
 from rfjax.sharding import automatic
 from rfjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -72,6 +74,7 @@ def load(
     mesh: Mesh | None = None,
     weights: str | None = None,
     context: int | None = None,
+    selfcheck: bool = True,
 ) -> Model:
     """Load a GGUF file, all parts of a split one included.
 
@@ -86,6 +89,9 @@ def load(
             the file's type; "dequantized" makes all of them plain numbers of `dtype`. None takes
             packed on GPUs; on the CPU, where plain numbers are faster, dequantized if they fit.
         context: tokens of one sequence for whose cache room must be left; None asks for few.
+        selfcheck: on GPUs, try every kernel that the model uses against f64 before its first use,
+            and disable those that fail (see `rfjax.selfcheck`). It takes seconds, once: results
+            are remembered for the device and the versions of everything.
 
     Raises:
         ModelFormatError: malformed or truncated file, inconsistent metadata; or tensors missing,
@@ -112,6 +118,9 @@ def load(
         leaves = _load_leaves(gguf, storages)
     spec = param_spec(config)
     params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
+    if selfcheck:
+        kernels = guarded(config.kernels, model_cases(packed_types(params), config))
+        config = dataclasses.replace(config, kernels=kernels)
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
     return Model(params, config, tokenizer, str(gguf.path), mesh, plan)
 

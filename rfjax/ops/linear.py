@@ -108,7 +108,8 @@ def gated_linear(
     spread = is_spread(gate.weight) or is_spread(up.weight)
     if None not in targets and one_kind and not spread:
         return _kernel(x, norm, [gate, up], None, activation, x.dtype, targets[0])[0]
-    return gated(*linears(x, [gate, up], norm=norm, policy=policy), activation)
+    gates, ups = linears(x, [gate, up], norm=norm, policy=policy)
+    return gated(gates, ups, activation)
 
 
 def embed(token_ids: Int[Array, " T"], weight: Weight, dtype: jnp.dtype) -> Float[Array, "T D"]:
@@ -168,7 +169,8 @@ def _reference(x, norm, weights, biases, residual, *, eps, activation, out_dtype
     h = x if norm is None else rms_norm(x, norm, eps)
     outputs = [_plain_linear(h, w, b, out_dtype) for w, b in zip(weights, biases, strict=True)]
     if activation is not None:
-        return [gated(*outputs, activation)]
+        gates, ups = outputs
+        return [gated(gates, ups, activation)]
     return outputs if residual is None else [residual + outputs[0]]
 
 

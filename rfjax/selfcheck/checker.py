@@ -1,0 +1,102 @@
+"""Runs self-checks: compiles many at a time, runs one after the other."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from rfjax.errors import UnsupportedError
+from rfjax.selfcheck.case import CheckCase, Trial
+
+logger = logging.getLogger(__name__)
+
+FAILURES = (jax.errors.JaxRuntimeError, NotImplementedError, ValueError)
+"""What JAX raises where a kernel cannot be lowered, compiled or run on a device."""
+
+_SHOWN_CHARACTERS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """What became of one case.
+
+    Attributes:
+        kernel, label, limit: the case's.
+        verdict: "ok", "wrong" (the error exceeds the limit), "failed" (it does not compile or
+            run), or "declines" (it does not take such arguments on this device).
+        error: relative; None where nothing ran, or for NaN.
+        reason: why it is not ok.
+    """
+
+    kernel: str
+    label: str
+    limit: float
+    verdict: Literal["ok", "wrong", "failed", "declines"]
+    error: float | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """That of the case."""
+        return f"{self.kernel}, {self.label}"
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing speaks against the kernel."""
+        return self.verdict in ("ok", "declines")
+
+
+def run_checks(cases: Sequence[CheckCase], *, seed: int | None = None) -> tuple[CheckResult, ...]:
+    """Try every case on the default device.
+
+    Args:
+        cases: what to try.
+        seed: of the random numbers; None takes others each time.
+
+    Returns:
+        A result a case, in order. A kernel that does not compile or run is a result as well.
+    """
+    start = time.perf_counter()
+    entropy = np.random.SeedSequence(seed)
+    logger.info("self-check of %d cases, seed %d", len(cases), entropy.entropy)
+    generators = np.random.default_rng(entropy).spawn(len(cases))
+    with concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        prepared = [
+            pool.submit(_compile, case.make(rng))
+            for case, rng in zip(cases, generators, strict=True)
+        ]
+        results = tuple(_result(case, future) for case, future in zip(cases, prepared, strict=True))
+    logger.info("self-check took %.1f s", time.perf_counter() - start)
+    return results
+
+
+def _compile(trial: Trial) -> tuple[Any, Trial]:
+    return jax.jit(trial.function).lower(*trial.arguments).compile(), trial
+
+
+def _result(
+    case: CheckCase, prepared: "concurrent.futures.Future[tuple[Any, Trial]]"
+) -> CheckResult:
+    common = (case.kernel, case.label, case.limit)
+    try:
+        compiled, trial = prepared.result()
+        found = jax.device_get(compiled(*trial.arguments))
+    except UnsupportedError as error:
+        return CheckResult(*common, "declines", reason=str(error))
+    except FAILURES as error:
+        text = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+        return CheckResult(*common, "failed", reason=text)
+    error = trial.error(found)
+    if error <= case.limit:
+        return CheckResult(*common, "ok", error)
+    if np.isnan(error):
+        return CheckResult(*common, "wrong", reason="results are NaN")
+    return CheckResult(
+        *common, "wrong", error, f"its error of {error:.2g} exceeds {case.limit:.2g}"
+    )

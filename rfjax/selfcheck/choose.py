@@ -1,0 +1,70 @@
+"""Which cases to try: those of a model, or all."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+
+from rfjax.models.config import ModelConfig
+from rfjax.models.params import Params
+from rfjax.quant.layout import LAYOUTS
+from rfjax.quant.qtensor import QTensor
+from rfjax.quant.types import GGMLType
+from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
+from rfjax.selfcheck.case import CheckCase
+from rfjax.selfcheck.matvec import matvec_cases, together_case
+
+_TOGETHER = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
+"""What llama-quantize makes of queries, keys and values."""
+
+_LAUNCHES = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
+"""Weights that share a launch."""
+
+
+def all_cases(dtype: str, types: Iterable[GGMLType] | None = None) -> tuple[CheckCase, ...]:
+    """Every kernel on what models usually have.
+
+    Args:
+        dtype: of the activations.
+        types: of weights; None takes all that have a kernel.
+    """
+    types = tuple(LAYOUTS if types is None else types)
+    together = [together_case(_TOGETHER, dtype)] if set(_TOGETHER) <= set(types) else []
+    return (*matvec_cases(types, dtype), *together, *attention_cases(TYPICAL, dtype))
+
+
+def model_cases(types: Mapping[str, GGMLType], config: ModelConfig) -> tuple[CheckCase, ...]:
+    """What the kernels of one model meet: its types, the mixtures of them, and its heads.
+
+    Args:
+        types: type of every packed matrix by its GGUF name; stacks of experts are left out.
+        config: the model.
+    """
+    matrices = {name: t for name, t in types.items() if t in LAYOUTS and "_exps." not in name}
+    mixtures = dict.fromkeys(_mixtures(matrices, len(config.layers)))
+    return (
+        *matvec_cases(dict.fromkeys(matrices.values()), config.dtype),
+        *(together_case(mixed, config.dtype) for mixed in mixtures),
+        *attention_cases((heads_of(layer) for layer in config.layers), config.dtype),
+    )
+
+
+def packed_types(params: Params) -> dict[str, GGMLType]:
+    """Type of every packed leaf by its GGUF name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=lambda leaf: isinstance(leaf, QTensor)
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.type
+        for path, leaf in leaves
+        if isinstance(leaf, QTensor)
+    }
+
+
+def _mixtures(types: Mapping[str, GGMLType], n_layers: int) -> Iterator[tuple[GGMLType, ...]]:
+    """Types of weights that share a launch, where they differ."""
+    for i in range(n_layers):
+        for stems in _LAUNCHES:
+            names = (f"blk.{i}.{stem}.weight" for stem in stems)
+            mixed = tuple(types[name] for name in names if name in types)
+            if len(set(mixed)) > 1:
+                yield mixed

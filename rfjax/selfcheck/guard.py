@@ -1,0 +1,79 @@
+"""Kernels are tried on a device before a model uses them, and those that fail are disabled."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+
+from rfjax.ops.dispatch import KernelPolicy
+from rfjax.pallas.target import current_target
+from rfjax.selfcheck.case import CheckCase
+from rfjax.selfcheck.checker import CheckResult, run_checks
+from rfjax.selfcheck.record import Record
+
+logger = logging.getLogger(__name__)
+
+
+def kernels_run_here(policy: KernelPolicy) -> bool:
+    """Whether a model with this policy would launch kernels on the default device."""
+    if policy.implementation == "xla":
+        return False
+    return current_target() != "interpret" or policy.interpret or policy.implementation == "pallas"
+
+
+def guarded(
+    policy: KernelPolicy, cases: Sequence[CheckCase], record: Record | None = None
+) -> KernelPolicy:
+    """The policy, less the kernels that fail on the default device.
+
+    Cases whose results are remembered are not tried again. Where the policy runs no kernels here,
+    nothing is tried.
+
+    Args:
+        policy: what a model would use.
+        cases: what it would meet.
+        record: of results; None takes the user's.
+    """
+    if not cases or not kernels_run_here(policy):
+        return policy
+    results = checked(cases, Record() if record is None else record)
+    disabled = tuple(failing(results).items())
+    for kernel, reason in disabled:
+        logger.warning(
+            "KERNEL DISABLED: %s fails its self-check on this device: %s. Plain JAX takes its "
+            "place, which is right and slower. `rfjax selfcheck` shows more; please report it",
+            kernel,
+            reason,
+        )
+    return dataclasses.replace(policy, disabled=policy.disabled + disabled)
+
+
+def checked(
+    cases: Sequence[CheckCase], record: Record, *, again: bool = False
+) -> tuple[CheckResult, ...]:
+    """A result for every case: the remembered one, or else tried now and remembered.
+
+    Args:
+        cases: what is asked.
+        record: of results.
+        again: try all, whatever is remembered.
+    """
+    left = record.unfinished()
+    if left:
+        record.add(left)
+    known = {} if again else record.read()
+    missing = [case for case in cases if case.key not in known]
+    if missing:
+        with record.under_way(missing):
+            found = run_checks(missing)
+        record.add(found)
+        known |= {result.key: result for result in found}
+    return tuple(known[case.key] for case in cases)
+
+
+def failing(results: Iterable[CheckResult]) -> dict[str, str]:
+    """Kernels that must not be used, each with the reason of its first failure."""
+    found: dict[str, str] = {}
+    for result in results:
+        if not result.usable:
+            found.setdefault(result.kernel, f"{result.label}: {result.reason}")
+    return found
