@@ -217,7 +217,7 @@ def _ffn_block(
         )
         assert router is not None and gate is not None and up is not None and down is not None
         h = rms_norm(x, *norm)
-        logits = linear(h.astype(jnp.float32), router.weight)
+        logits = linear(h.astype(jnp.float32), router.weight, policy=policy)
         weights, chosen = route(
             logits,
             layer.experts.n_used,
@@ -225,7 +225,14 @@ def _ffn_block(
             scale=layer.experts.scale,
         )
         return x + expert_ffn(
-            h, weights, chosen, gate.weight, up.weight, down.weight, layer.activation
+            h,
+            weights,
+            chosen,
+            gate.weight,
+            up.weight,
+            down.weight,
+            layer.activation,
+            policy=policy,
         )
     gate, up, down = block.ffn_gate, block.ffn_up, block.ffn_down
     assert gate is not None and up is not None and down is not None

@@ -1,16 +1,26 @@
 """Sparse mixture of experts: routing, and a grouped product that computes only chosen experts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from rfjax.ops.activation import gated
+from rfjax.ops.activation import ACTIVATIONS, gated
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.linear import linear
+from rfjax.ops.packed_product import target_of_experts, with_xla_gradient
 from rfjax.ops.reduce import exp_below_best, row_sum
-from rfjax.quant.qtensor import Weight
+from rfjax.ops.sharded_product import is_spread
+from rfjax.pallas.grouped_matvec import grouped_matvec
+from rfjax.pallas.pack_activations import pack_activations
+from rfjax.pallas.target import Target
+from rfjax.quant.qtensor import QTensor, Weight
 from rfjax.typing import Array, Float, Int
 
 _MAX_BLOCK = 128
 """Most rows of one expert computed together."""
+
+_XLA = KernelPolicy("xla")
 
 
 def route(
@@ -50,12 +60,14 @@ def expert_ffn(
     up: Weight,
     down: Weight,
     activation: str,
+    *,
+    policy: KernelPolicy = DEFAULT_POLICY,
 ) -> Float[Array, "T D"]:
     """Sum over each token's chosen experts of `weight * down(activation(gate(x)) * up(x))`.
 
-    (Token, expert) pairs are sorted by expert and cut into blocks of rows that share one expert;
-    the number of blocks that hold anything is at most `pairs / rows + min(pairs, E)`, and the
-    others are skipped. Nothing is dropped, whatever the balance.
+    Nothing is dropped, whatever the balance. Few (token, expert) pairs run through a kernel, each
+    by itself. Many, and all of them in plain JAX, are sorted by expert and cut into blocks of rows
+    that share one.
 
     Args:
         weights, experts: of `route`; the weights f32, the ids in `[0, E)`.
@@ -65,7 +77,56 @@ def expert_ffn(
 
     Returns:
         In the dtype of `x`; products and the sum over experts are accumulated in f32.
+
+    Raises:
+        UnsupportedError: the policy asks for the kernel by name, and it declines.
     """
+    stacks = (gate, up, down)
+    reference = functools.partial(_by_blocks, activation=activation, policy=policy)
+    target = target_of_experts(experts.size, stacks, policy)
+    if target is None:
+        return reference(x, weights, experts, stacks)
+    kernel = functools.partial(_by_pairs, activation=activation, target=target)
+    return with_xla_gradient(kernel, reference)(x, weights, experts, stacks)
+
+
+def _by_pairs(x, weights, experts, stacks, *, activation: str, target: Target):
+    """Every pair in the kernel: two launches, and two more that pack their inputs."""
+    gate, up, down = stacks
+    wide = jnp.dtype("float32")
+
+    def prepared(rows: Array) -> Array:
+        return pack_activations(rows, target=target) if isinstance(gate, QTensor) else rows
+
+    flat = experts.reshape(-1)
+    function = ACTIVATIONS[activation]
+    hidden = grouped_matvec(
+        prepared(x), [gate, up], flat, gated=function, out_dtype=x.dtype, target=target
+    )
+    results = grouped_matvec(prepared(hidden), [down], flat, out_dtype=wide, target=target)
+    return _weighted(results.reshape(*experts.shape, -1), weights, x.dtype)
+
+
+def _weighted(results: Array, weights: Array, dtype: jnp.dtype) -> Array:
+    """The sum over a token's experts of `[T, A, D]`, in f32."""
+    # Added one by one, best expert first: a fixed order, whatever the number of tokens. The barrier
+    # keeps products and sums apart, which XLA would contract for some shapes only.
+    weighted = jax.lax.optimization_barrier(results.astype(jnp.float32) * weights[:, :, None])
+    total = weighted[:, 0]
+    for i in range(1, weighted.shape[1]):
+        total = total + weighted[:, i]
+    return total.astype(dtype)
+
+
+def _by_blocks(x, weights, experts, stacks, *, activation: str, policy: KernelPolicy):
+    """Blocks of rows that share an expert, one after the other.
+
+    The number of blocks that hold anything is at most `pairs / rows + min(pairs, E)`, and the
+    others are skipped.
+    """
+    gate, up, down = stacks
+    # A share of a spread expert is not known here to be one.
+    policy = _XLA if any(is_spread(stack) for stack in stacks) else policy
     n_tokens, n_chosen = experts.shape
     n_experts = gate.shape[0]
     n_pairs = n_tokens * n_chosen
@@ -97,8 +158,9 @@ def expert_ffn(
             get = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)  # noqa: E731
             return jax.tree.map(get, weight)
 
-        hidden = gated(linear(block, take(gate)), linear(block, take(up)), activation)
-        return linear(hidden, take(down))
+        product = functools.partial(linear, policy=policy)
+        hidden = gated(product(block, take(gate)), product(block, take(up)), activation)
+        return product(hidden, take(down))
 
     def step(_, inputs):
         block, expert, is_used = inputs
@@ -107,10 +169,4 @@ def expert_ffn(
     blocks = grouped.reshape(max_blocks, rows, -1)
     _, results = jax.lax.scan(step, None, (blocks, block_expert, used))
     per_pair = results.reshape(max_blocks * rows, -1)[slots].reshape(n_tokens, n_chosen, -1)
-    # Added one by one, best expert first: a fixed order, whatever the number of tokens. The barrier
-    # keeps products and sums apart, which XLA would contract for some shapes only.
-    weighted = jax.lax.optimization_barrier(per_pair.astype(jnp.float32) * weights[:, :, None])
-    total = weighted[:, 0]
-    for i in range(1, n_chosen):
-        total = total + weighted[:, i]
-    return total.astype(x.dtype)
+    return _weighted(per_pair, weights, x.dtype)

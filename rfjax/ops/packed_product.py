@@ -7,8 +7,11 @@ import jax.numpy as jnp
 
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
-from rfjax.pallas import plain_matvec as plain
+from rfjax.ops.sharded_product import is_spread
+from rfjax.pallas.grouped_matvec import MAX_PAIRS
 from rfjax.pallas.pack_activations import pack_activations
+from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
+from rfjax.pallas.plain_matvec import plain_matvec
 from rfjax.pallas.quantized_matvec import MAX_ROWS, quantized_matvec
 from rfjax.pallas.target import Target
 from rfjax.quant.layout import LAYOUTS
@@ -19,7 +22,10 @@ KERNEL = "quantized_matvec"
 """Name of the kernel in policies and in `rfjax selfcheck`."""
 
 PLAIN_KERNEL = "plain_matvec"
-"""The same of that for plain weights."""
+"""The same of that for plain weights, experts included."""
+
+GROUPED_KERNEL = "grouped_matvec"
+"""The same of that for packed experts."""
 
 _PLAIN_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -30,19 +36,45 @@ def target_of_product(rows: int, weight: Weight, policy: KernelPolicy) -> Target
     Raises:
         UnsupportedError: the policy asks for the kernel by name, and it declines.
     """
-    reason = None
-    if isinstance(weight, QTensor):
-        kernel, most, type = KERNEL, MAX_ROWS, weight.type.name
-        if weight.type not in LAYOUTS:
-            reason = f"{type} has no packed layout that kernels read"
-    else:
-        kernel, most, type = PLAIN_KERNEL, plain.MAX_ROWS, _PLAIN_TYPES.get(weight.dtype.name)
-        if type is None:
-            reason = f"it takes no weights of dtype {weight.dtype.name}"
+    kernel, most = (KERNEL, MAX_ROWS) if isinstance(weight, QTensor) else (PLAIN_KERNEL, MAX_PLAIN)
+    name, reason = _named(kernel, weight)
     if rows > most:
         reason = reason or f"it takes up to {most} rows of activations, and there are {rows}"
-    name = kernel if type is None else f"{kernel}:{type}"
     return kernel_target(policy, name, lambda target: reason)
+
+
+def target_of_experts(
+    n_pairs: int, stacks: Sequence[Weight], policy: KernelPolicy
+) -> Target | None:
+    """The same for products of (token, expert) pairs with stacks of experts.
+
+    Raises:
+        UnsupportedError: the policy asks for the kernel by name, and it declines.
+    """
+    plain = [not isinstance(stack, QTensor) for stack in stacks]
+    targets = []
+    for stack in stacks:
+        name, reason = _named(PLAIN_KERNEL if all(plain) else GROUPED_KERNEL, stack)
+        if any(plain) and not all(plain):
+            reason = "some experts' weights are packed, and others plain numbers"
+        elif any(is_spread(stack) for stack in stacks):
+            reason = "the experts are spread over a mesh"
+        elif n_pairs > MAX_PAIRS:
+            reason = f"it takes up to {MAX_PAIRS} pairs of token and expert, and has {n_pairs}"
+        targets.append(kernel_target(policy, name, lambda target, reason=reason: reason))
+    return None if None in targets else targets[0]
+
+
+def _named(kernel: str, weight: Weight) -> tuple[str, str | None]:
+    """The name of a kernel for a weight in policies, and why it declines the type, or None."""
+    if isinstance(weight, QTensor):
+        known = weight.type in LAYOUTS
+        reason = None if known else f"{weight.type.name} has no packed layout that kernels read"
+        return f"{kernel}:{weight.type.name}", reason
+    type = _PLAIN_TYPES.get(weight.dtype.name)
+    if type is None:
+        return kernel, f"it takes no weights of dtype {weight.dtype.name}"
+    return f"{kernel}:{type}", None
 
 
 def with_xla_gradient(kernel: Callable, reference: Callable) -> Callable:
@@ -116,7 +148,7 @@ def plain_products(
     """
 
     def kernel(x, weights, biases, residual):
-        return plain.plain_matvec(
+        return plain_matvec(
             x,
             weights,
             biases=biases,

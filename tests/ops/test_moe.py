@@ -8,11 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rfjax.errors import UnsupportedError
+from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.moe import expert_ffn, route
+from rfjax.quant.qtensor import pack
+from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
 _D, _F = 6, 5
 
-ffn = jax.jit(expert_ffn, static_argnames="activation")
+XLA, INTERPRET = KernelPolicy("xla"), KernelPolicy(interpret=True)
+
+ffn = jax.jit(expert_ffn, static_argnames=("activation", "policy"))
 router = jax.jit(route, static_argnums=1, static_argnames=("normalize",))
 
 
@@ -181,3 +187,69 @@ def test_the_gradient_equals_the_dense_one():
     expected = jax.jit(jax.grad(every, argnums=(0, 1, 2)))(*arguments)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def packed(type, *shape, seed):
+    """A stack `[E, N, K]` of random blocks with scales near 2^-9."""
+    elements, size = BLOCK_SIZES[type]
+    *leading, k = shape
+    raw = np.random.default_rng(seed).integers(0, 256, (*leading, k // elements, size))
+    raw = raw.astype(np.uint8)
+    at = size - 2 if type == GGMLType.Q6_K else 0
+    raw[..., at : at + 2] = np.full(1, 2**-9, np.float16).view(np.uint8)
+    return pack(jnp.asarray(raw), type)
+
+
+def launches(n_tokens, stacks, policy):
+    x, weights = jnp.ones((n_tokens, stacks[0].shape[2])), jnp.ones((n_tokens, 2))
+    chosen = jnp.zeros((n_tokens, 2), jnp.int32)
+    run = lambda: expert_ffn(x, weights, chosen, *stacks, "silu", policy=policy)  # noqa: E731
+    return str(jax.make_jaxpr(run)()).count("name=grouped_matvec_")
+
+
+def test_who_runs_experts():
+    plain = tuple(map(jnp.asarray, experts_of(0, 4)))
+    types = (GGMLType.Q4_0, GGMLType.Q4_0, GGMLType.Q8_0)
+    quantized = tuple(packed(type, 4, 32, 32, seed=i) for i, type in enumerate(types))
+    for stacks, name in ((plain, "plain_matvec:F32"), (quantized, "grouped_matvec:Q8_0")):
+        assert launches(2, stacks, DEFAULT_POLICY) == launches(2, stacks, XLA) == 0
+        assert launches(2, stacks, INTERPRET) == launches(2, stacks, KernelPolicy("pallas")) == 2
+        assert launches(2, stacks, KernelPolicy(None, ((name, "failed"),), interpret=True)) == 0
+        with pytest.raises(UnsupportedError, match="up to 256 pairs of token and expert"):
+            launches(129, stacks, KernelPolicy("pallas"))
+    with pytest.raises(UnsupportedError, match="some experts' weights are packed"):
+        launches(1, (*quantized[:2], jnp.ones((4, 32, 32))), KernelPolicy("pallas"))
+
+
+def test_the_kernel_equals_plain_jax():
+    """Whether tokens share experts or not."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((3, 32), np.float32)
+    weights = rng.random((3, 2), np.float32)
+    stacks = [packed(GGMLType.Q8_0, 6, 32, 32, seed=seed) for seed in range(3)]
+    for chosen in ([[0, 1], [2, 3], [4, 5]], [[5, 1], [1, 5], [5, 0]]):
+        found, expected = (
+            np.asarray(ffn(x, weights, np.int32(chosen), *stacks, activation="silu", policy=policy))
+            for policy in (INTERPRET, XLA)
+        )
+        assert found.dtype == expected.dtype
+        assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_gradients_of_plain_experts_are_those_of_plain_jax():
+    rng = np.random.default_rng(9)
+    x = jnp.asarray(rng.standard_normal((3, _D), np.float32))
+    chosen = jnp.asarray([[0, 2], [1, 0], [2, 1]], jnp.int32)
+    weights = jnp.asarray(rng.random((3, 2), np.float32))
+    tensors = tuple(jnp.asarray(t) for t in experts_of(10, 3))
+
+    def gradients(policy):
+        def loss(x, weights, tensors):
+            y = expert_ffn(x, weights, chosen, *tensors, "silu", policy=policy)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, weights, tensors)
+
+    found, expected = jax.tree.leaves(gradients(INTERPRET)), jax.tree.leaves(gradients(XLA))
+    for a, b in zip(found, expected, strict=True):
+        assert_allclose(a, b, rtol=1e-4, atol=1e-5)
