@@ -75,6 +75,7 @@ def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[C
     from rfjax.models.configure import configure
     from rfjax.quant.layout import LAYOUTS
     from rfjax.selfcheck.choose import all_cases, model_cases
+    from rfjax.selfcheck.matvec import PLAIN
 
     if model is not None:
         if types is not None:
@@ -82,11 +83,11 @@ def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[C
         gguf = read_gguf(model)
         config = configure(gguf, dtype=resolve_dtype(dtype))
         storages, _ = plan_load(gguf, config, weights="packed")
-        packed = {name: s.type for name, s in storages.items() if s.dtype is None}
-        return model_cases(packed, config)
+        matrices = {name: s.type for name, s in storages.items() if len(s.spec.shape) > 1}
+        return model_cases(matrices, config)
     if types is None:
         return all_cases(resolve_dtype(dtype))
-    known = {type.name: type for type in LAYOUTS}
+    known = {type.name: type for type in (*LAYOUTS, *PLAIN)}
     chosen = types.upper().split(",")
     unknown = [name for name in chosen if name not in known]
     if unknown:

@@ -28,7 +28,7 @@ from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
 from rfjax.ops.packed_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
-from rfjax.selfcheck.choose import model_cases, packed_types
+from rfjax.selfcheck.choose import matrix_types, model_cases
 from rfjax.selfcheck.guard import guarded
 from rfjax.sharding import automatic
 from rfjax.tokenizer import Tokenizer, load_tokenizer
@@ -119,7 +119,7 @@ def load(
     spec = param_spec(config)
     params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
     if selfcheck:
-        kernels = guarded(config.kernels, model_cases(packed_types(params), config))
+        kernels = guarded(config.kernels, model_cases(matrix_types(params), config))
         config = dataclasses.replace(config, kernels=kernels)
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
     return Model(params, config, tokenizer, str(gguf.path), mesh, plan)

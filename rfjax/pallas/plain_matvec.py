@@ -8,7 +8,8 @@ last sum.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.pallas.target import Target
+from rfjax.pallas.tuned_config import tuned
 from rfjax.typing import Array, Float
+
+TYPES: Mapping[str, str] = MappingProxyType(
+    {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+)
+"""GGML's names of the dtypes that weights may have."""
 
 MAX_ROWS = 4
 """Most rows of activations: from there on matrix units do better."""
@@ -165,14 +172,15 @@ def plain_matvec(
         residual: added to the one result of a single weight.
         gated: an activation function; the result is then `gated(x @ w0.T) * (x @ w1.T)`.
         out_dtype: of the results.
-        config: tile sizes; None takes the heuristic's.
+        config: tile sizes; None takes measured ones for the device, or the heuristic's.
 
     Returns:
         `[M, N_i]` for each weight; a single one where `gated`.
     """
     m, k = x.shape
     sizes = [weight.shape[0] for weight in weights]
-    config = config or heuristic(min(sizes), k, m)
+    shape, type = (min(sizes), k, m), TYPES[weights[0].dtype.name]
+    config = config or tuned(Config, "plain_matvec", type, *shape, target) or heuristic(*shape)
     biases = list(biases or [None] * len(weights))
     tiles = tuple(pl.cdiv(n, config.rows) for n in sizes)
     kernel = functools.partial(

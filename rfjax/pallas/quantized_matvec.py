@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plt
 from rfjax.pallas.intrinsics import dot4, lookup16, opaque, shift_right, signed_byte
 from rfjax.pallas.pack_activations import PackedActivations
 from rfjax.pallas.target import Target
+from rfjax.pallas.tuned_config import tuned
 from rfjax.quant.bits import Array
 from rfjax.quant.fp4 import E2M1
 from rfjax.quant.iq4 import LEVELS
@@ -341,9 +342,10 @@ def _kernel(*refs, layouts, planes, tiles, gated, has_bias, has_residual, config
 
     def product(index: int, first_row):
         totals = _accumulate(x_refs, layouts[index], weights[index], first_row, config, m, target)
-        if biases[index] is not None:
-            bias = biases[index][pl.ds(first_row, config.rows)]
-            totals = [total + bias for total in totals]
+        bias = biases[index]
+        if bias is not None:
+            numbers = bias[pl.ds(first_row, config.rows)]
+            totals = [total + numbers for total in totals]
         return totals
 
     def write(output, first_row, totals):
@@ -398,14 +400,16 @@ def quantized_matvec(
         residual: `[M, N]`, added to the one result of a single weight.
         gated: an activation function; the result is then `gated(x @ w0.T) * (x @ w1.T)`.
         out_dtype: of the results.
-        config: tile sizes; None takes the heuristic's.
+        config: tile sizes; None takes measured ones for the device, or the heuristic's.
 
     Returns:
         `[M, N_i]` for each weight; a single one where `gated`.
     """
     m = x.words.shape[0]
     sizes = [weight.shape[0] for weight in weights]
-    config = config or heuristic(min(sizes), weights[0].shape[1], m)
+    shape = min(sizes), weights[0].shape[1], m
+    config = config or tuned(Config, "quantized_matvec", weights[0].type.name, *shape, target)
+    config = config or heuristic(*shape)
     biases = list(biases or [None] * len(weights))
     layouts = tuple(LAYOUTS[weight.type] for weight in weights)
     planes = tuple(tuple(weight.planes) for weight in weights)

@@ -1,6 +1,6 @@
 """Which machine a kernel is being traced for: it decides the instructions that kernels name."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -19,8 +19,16 @@ def current_target() -> Target:
     return target_of(jax.devices()[0])
 
 
-def target_of(device: jax.Device) -> Target:
-    """The target of one device; on the CPU kernels are interpreted."""
+def current_device_kind() -> str:
+    """The kind of the device that code is traced for, such as "NVIDIA H200" or "gfx942"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.device_kind.startswith("gfx"):
+        return device.device_kind
+    return jax.devices()[0].device_kind
+
+
+def target_of(device: Any) -> Target:
+    """The target of one `jax.Device`; on the CPU kernels are interpreted."""
     if device.platform == "cpu":
         return "interpret"
     # CUDA devices report numbers such as "9.0", ROCm devices names such as "gfx942".

@@ -11,7 +11,7 @@ from rfjax.quant.qtensor import QTensor
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
 from rfjax.selfcheck.case import CheckCase
-from rfjax.selfcheck.matvec import matvec_cases, together_case
+from rfjax.selfcheck.matvec import PLAIN, matvec_cases, together_case
 
 _TOGETHER = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
 """What llama-quantize makes of queries, keys and values."""
@@ -27,7 +27,7 @@ def all_cases(dtype: str, types: Iterable[GGMLType] | None = None) -> tuple[Chec
         dtype: of the activations.
         types: of weights; None takes all that have a kernel.
     """
-    types = tuple(LAYOUTS if types is None else types)
+    types = tuple((*LAYOUTS, *PLAIN) if types is None else types)
     together = [together_case(_TOGETHER, dtype)] if set(_TOGETHER) <= set(types) else []
     return (*matvec_cases(types, dtype), *together, *attention_cases(TYPICAL, dtype))
 
@@ -36,10 +36,10 @@ def model_cases(types: Mapping[str, GGMLType], config: ModelConfig) -> tuple[Che
     """What the kernels of one model meet: its types, the mixtures of them, and its heads.
 
     Args:
-        types: type of every packed matrix by its GGUF name; stacks of experts are left out.
+        types: type of every matrix by its GGUF name, plain ones included.
         config: the model.
     """
-    matrices = {name: t for name, t in types.items() if t in LAYOUTS and "_exps." not in name}
+    matrices = {name: type for name, type in types.items() if "_exps." not in name}
     mixtures = dict.fromkeys(_mixtures(matrices, len(config.layers)))
     return (
         *matvec_cases(dict.fromkeys(matrices.values()), config.dtype),
@@ -48,15 +48,18 @@ def model_cases(types: Mapping[str, GGMLType], config: ModelConfig) -> tuple[Che
     )
 
 
-def packed_types(params: Params) -> dict[str, GGMLType]:
-    """Type of every packed leaf by its GGUF name."""
+def matrix_types(params: Params) -> dict[str, GGMLType]:
+    """Type of every matrix and stack by its GGUF name, plain ones included."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda leaf: isinstance(leaf, QTensor)
     )
+    plain = {dtype: type for type, dtype in PLAIN.items()}
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf.type
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            leaf.type if isinstance(leaf, QTensor) else plain[leaf.dtype.name]
+        )
         for path, leaf in leaves
-        if isinstance(leaf, QTensor)
+        if leaf.ndim > 1
     }
 
 
@@ -65,6 +68,6 @@ def _mixtures(types: Mapping[str, GGMLType], n_layers: int) -> Iterator[tuple[GG
     for i in range(n_layers):
         for stems in _LAUNCHES:
             names = (f"blk.{i}.{stem}.weight" for stem in stems)
-            mixed = tuple(types[name] for name in names if name in types)
+            mixed = tuple(types[name] for name in names if types.get(name) in LAYOUTS)
             if len(set(mixed)) > 1:
                 yield mixed

@@ -33,6 +33,7 @@ def guarded(
         cases: what it would meet.
         record: of results; None takes the user's.
     """
+    cases = [case for case in cases if policy.why_disabled(case.kernel) is None]
     if not cases or not kernels_run_here(policy):
         return policy
     results = checked(cases, Record() if record is None else record)

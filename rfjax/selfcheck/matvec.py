@@ -1,19 +1,20 @@
-"""Self-checks of products with packed weights, against f64 products of the exact values.
+"""Self-checks of products with few rows of activations, against f64 products of exact weights.
 
 Activations are packed by their kernel on the way, as in a model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import jax.numpy as jnp
 import numpy as np
 
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
-from rfjax.ops.packed_product import KERNEL
+from rfjax.ops.packed_product import KERNEL, PLAIN_KERNEL
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.qtensor import QTensor, pack_numpy
+from rfjax.quant.qtensor import Weight, pack_numpy
 from rfjax.quant.random_blocks import with_scales
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 from rfjax.selfcheck.case import CheckCase, Trial, relative_error
@@ -23,6 +24,11 @@ _LIMIT = 1e-4
 
 _ROUNDED = {"float32": _LIMIT, "float16": 1e-3, "bfloat16": 6e-3}
 """Of results in a narrower dtype, which are rounded once."""
+
+PLAIN: Mapping[GGMLType, str] = MappingProxyType(
+    {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
+)
+"""Types whose weights are plain numbers."""
 
 _BY_NAME = KernelPolicy("pallas")
 _EPS = 1e-5
@@ -46,7 +52,7 @@ def matvec_cases(
         width: columns of the others.
     """
     for type in types:
-        if type in LAYOUTS:
+        if type in LAYOUTS or type in PLAIN:
             yield _plain(type, *odd, 1, dtype)
             yield _plain(type, 128, width, 3, dtype)
             yield _gated(type, 64, width, dtype)
@@ -71,7 +77,7 @@ def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
             lambda found: relative_error(found, expected),
         )
 
-    return CheckCase(f"{KERNEL}:{type.name}", f"{n}x{k}, rows {m}, {dtype}", _LIMIT, make)
+    return CheckCase(_kernel(type), f"{n}x{k}, rows {m}, {dtype}", _LIMIT, make)
 
 
 def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
@@ -93,7 +99,7 @@ def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
         return Trial(function, (x, gate, up, norm), lambda found: relative_error(found, expected))
 
     label = f"norm, gate and up {n}x{k}, {dtype}"
-    return CheckCase(f"{KERNEL}:{type.name}", label, _ROUNDED[dtype], make)
+    return CheckCase(_kernel(type), label, _ROUNDED[dtype], make)
 
 
 def together_case(types: Sequence[GGMLType], dtype: str, *, width: int = WIDTH) -> CheckCase:
@@ -118,8 +124,15 @@ def together_case(types: Sequence[GGMLType], dtype: str, *, width: int = WIDTH) 
     return CheckCase(KERNEL, label, _ROUNDED[dtype], make)
 
 
-def _weight(rng: np.random.Generator, type: GGMLType, n: int, k: int) -> tuple[QTensor, np.ndarray]:
-    """A random packed matrix and its values in f64."""
+def _kernel(type: GGMLType) -> str:
+    return f"{PLAIN_KERNEL if type in PLAIN else KERNEL}:{type.name}"
+
+
+def _weight(rng: np.random.Generator, type: GGMLType, n: int, k: int) -> tuple[Weight, np.ndarray]:
+    """A random matrix and its values in f64."""
+    if type in PLAIN:
+        plain = _rounded(rng.standard_normal((n, k)) * k**-0.5, PLAIN[type])
+        return plain, plain.astype(np.float64)  # pyright: ignore[reportReturnType]
     elements, size = BLOCK_SIZES[type]
     raw = rng.integers(0, 256, (n, k // elements, size), dtype=np.uint8)
     raw = np.asarray(with_scales(raw, type, k**-0.5))

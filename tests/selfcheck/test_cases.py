@@ -13,9 +13,9 @@ HEADS = (
 
 
 def test_products():
-    cases = [*matvec_cases([GGMLType.Q4_0], "bfloat16", odd=(7, 160), width=512)]
+    cases = [*matvec_cases([GGMLType.Q4_0, GGMLType.BF16], "bfloat16", odd=(7, 160), width=512)]
     cases.append(together_case((GGMLType.Q4_0, GGMLType.Q8_0), "float32", width=64))
-    assert [result.verdict for result in run_checks(cases, seed=1)] == ["ok"] * 4
+    assert [result.verdict for result in run_checks(cases, seed=1)] == ["ok"] * 7
 
 
 def test_attention():

@@ -15,7 +15,7 @@ from rfjax.models.decoder import forward
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck import guard
-from rfjax.selfcheck.choose import all_cases, model_cases, packed_types
+from rfjax.selfcheck.choose import all_cases, matrix_types, model_cases
 from rfjax.selfcheck.guard import checked, failing, guarded
 from rfjax.selfcheck.matvec import matvec_cases
 from rfjax.selfcheck.record import Record
@@ -129,8 +129,8 @@ def test_nothing_is_tried_where_no_kernel_runs(record, monkeypatch):
 
 
 def test_the_cases_of_a_model_are_those_of_its_types_and_heads(model):
-    kernels = {case.kernel for case in model_cases(packed_types(model.params), model.config)}
-    assert kernels == {KERNEL, "decode_attention", "prefill_attention"}
+    kernels = {case.kernel for case in model_cases(matrix_types(model.params), model.config)}
+    assert kernels == {KERNEL, "plain_matvec:F32", "decode_attention", "prefill_attention"}
     mixed = {f"blk.1.{stem}.weight": GGMLType.Q4_K for stem in ("attn_q", "attn_k")}
     mixed |= {"blk.1.attn_v.weight": GGMLType.Q6_K, "blk.0.ffn_up_exps.weight": GGMLType.Q2_K}
     cases = model_cases(mixed, model.config)
