@@ -26,7 +26,7 @@ PYTEST := "$(PY)" -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-newest lint format lock clean
+.PHONY: help setup demo test test-newest kernels lint format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -41,6 +41,9 @@ test: $(INSTALLED) ## run the tests
 
 test-newest: $(NEWEST) ## run the tests without the lock, on the newest releases in range
 	@$(PYTEST) $(ARGS)
+
+kernels: $(INSTALLED) ## compile every kernel for AMD GPUs and write the tables of docs/kernels.md
+	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.kernel_table
 
 lint: $(INSTALLED) ## everything CI checks besides the tests
 	"$(PY)" -m ruff check

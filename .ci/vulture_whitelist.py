@@ -17,3 +17,4 @@ type_k
 type_v
 jsonl  # values of flags
 xla
+dir  # triton reads it of its settings

@@ -37,11 +37,6 @@ class Code:
     matrix: int
     loads: tuple[tuple[int, int], ...]
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Widths of the loads in bytes, widest first."""
-        return tuple(width for width, _ in self.loads)
-
 
 @functools.cache
 def compile_for(arch: str, kernel: Kernel) -> Code:
@@ -59,10 +54,26 @@ def compile_for(arch: str, kernel: Kernel) -> Code:
         # Nothing is read from an earlier run, and nothing stays behind.
         triton.knobs.cache.dir = folder
         source = pathlib.Path(folder, "kernel.ttir")
-        source.write_text(kernel.ir, encoding="utf-8")
+        source.write_text(_todays(kernel.ir), encoding="utf-8")
         compiled = triton.compile(str(source), target=target, options=options)
         # Local memory is sized at launch: the assembly's own figure for it is always 0.
         return read(compiled.asm["amdgcn"], lds=compiled.metadata.shared)
+
+
+_POLICY = re.compile(r"(?: cacheModifier = (\w+))?(?: evictionPolicy = (\w+))?(?= :)")
+
+
+def _todays(ir: str) -> str:
+    """Triton IR as JAX prints it, in today's spelling of loads' and stores' cache policies."""
+
+    def spelled(match: re.Match) -> str:
+        if not match[0]:
+            return ""
+        modifier, eviction = match[1] or "none", match[2] or "evict_normal"
+        policy = f"cache_modifier = {modifier}, eviction_policy = {eviction}"
+        return f" {{cachePolicy = #tt.cache_policy<{policy}>}}"
+
+    return _POLICY.sub(spelled, ir)
 
 
 def read(assembly: str, *, lds: int) -> Code:
@@ -84,13 +95,8 @@ def read(assembly: str, *, lds: int) -> Code:
     )
 
 
-def faults(code: Code, *, matrix: bool) -> list[str]:
-    """What keeps a kernel from being fit for users, in words; empty where nothing does.
-
-    Args:
-        code: the compiled kernel.
-        matrix: whether it is meant for the matrix units.
-    """
+def faults(code: Code) -> list[str]:
+    """What keeps a compiled kernel from being fit for users, in words; mostly nothing."""
     found = []
     if code.spills:
         found.append(f"{code.spills} registers are spilled")
@@ -98,8 +104,6 @@ def faults(code: Code, *, matrix: bool) -> list[str]:
         found.append(f"{code.scratch} bytes of scratch a lane")
     if code.lds > LDS_LIMIT:
         found.append(f"{code.lds} bytes of LDS, at most {LDS_LIMIT} fit")
-    if matrix and not code.matrix:
-        found.append("no matrix instruction")
     return found
 
 

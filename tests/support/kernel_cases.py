@@ -5,8 +5,29 @@ A new kernel adds its cases here; `tests/pallas/test_rocm_compile.py` compiles t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from support.rocm import TARGETS
+
+from rfjax.ops.mask import Mask
+from rfjax.pallas.decode_attention import decode_attention
+from rfjax.pallas.pack_activations import pack_activations, pack_activations_reference
+from rfjax.pallas.plain_matvec import plain_matvec
+from rfjax.pallas.prefill_attention import prefill_attention
+from rfjax.pallas.quantized_matvec import quantized_matvec
+from rfjax.pallas.target import current_target
+from rfjax.quant.layout import LAYOUTS
+from rfjax.quant.qtensor import QTensor, pack
+from rfjax.quant.types import BLOCK_SIZES, GGMLType
+
+WIDTH = 4096
+"""Of the models whose sizes the cases have: llama 8B."""
+
+ONE_OF_EACH = ("gfx942", "gfx1100")
+"""A target with 64 lanes and 512 registers, and one with 32 lanes and 256 registers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +39,187 @@ class KernelCase:
         function: called with `args`; it must take its kernel and not another path.
         args: `jax.ShapeDtypeStruct`s, or pytrees of them.
         kind: "prefill" kernels must use the matrix units.
+        tested_on: the targets that the suite compiles it for.
+        targets: those that take the kernel; `make kernels` compiles it for all of them.
     """
 
     name: str
     function: Callable
     args: tuple
     kind: Literal["decode", "prefill", "other"]
+    tested_on: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] = TARGETS
 
 
 def kernel_cases() -> tuple[KernelCase, ...]:
     """Every case, in the order of the table."""
-    return ()
+    return (
+        *_pack_activations(),
+        *_quantized_matvec(),
+        *_plain_matvec(),
+        *_decode_attention(),
+        *_prefill_attention(),
+    )
+
+
+def _array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _packed(type: GGMLType, n: int, k: int) -> QTensor:
+    """A packed matrix `[n, k]` without numbers."""
+    block, size = BLOCK_SIZES[type]
+    raw = _array(n, k // block, size, dtype=jnp.uint8)
+    return jax.eval_shape(lambda raw: pack(raw, type), raw)
+
+
+def _on(targets: tuple[str, ...], cases: Iterable[KernelCase]) -> Iterator[KernelCase]:
+    """The cases, tested on some targets only."""
+    return (dataclasses.replace(case, tested_on=targets) for case in cases)
+
+
+def _pack_activations() -> Iterator[KernelCase]:
+    def plain(x):
+        return pack_activations(x, target=current_target())
+
+    def normed(x, norm):
+        return pack_activations(x, norm=norm, eps=1e-5, target=current_target())
+
+    norm = _array(WIDTH, dtype=jnp.float32)
+    yield KernelCase("pack_activations", plain, (_array(1, 14336),), "other")
+    yield KernelCase("pack_activations, RMS norm", normed, (_array(1, WIDTH), norm), "other")
+
+
+def _quantized_matvec() -> Iterator[KernelCase]:
+    def case(label: str, m: int, types: list[str], sizes: list[int], k: int, **options):
+        def function(x, weights):
+            return quantized_matvec(
+                x, weights, out_dtype=jnp.bfloat16, target=current_target(), **options
+            )
+
+        x = jax.eval_shape(pack_activations_reference, _array(m, k))
+        weights = [_packed(GGMLType[t], n, k) for t, n in zip(types, sizes, strict=True)]
+        return KernelCase(f"quantized_matvec {label}", function, (x, weights), "decode")
+
+    for type in LAYOUTS:
+        one = case(type.name, 1, [type.name], [WIDTH], WIDTH)
+        yield from [one] if type.name in ("Q4_0", "Q4_K") else _on(ONE_OF_EACH, [one])
+    kinds = ["Q4_K", "Q4_K", "Q6_K"]
+    others = [
+        case("Q4_K, 4 rows", 4, ["Q4_K"], [WIDTH], WIDTH),
+        case("Q4_K as gate and up", 1, kinds[:2], [14336, 14336], WIDTH, gated=jax.nn.silu),
+        case("Q4_0, 131 x 320", 1, ["Q4_0"], [131], 320),
+    ]
+    yield from _on(ONE_OF_EACH, others)
+    # Many rows and several types take long to compile.
+    slow = [
+        case("Q4_K, Q4_K, Q6_K as Q, K, V", 1, kinds, [WIDTH, 1024, 1024], WIDTH),
+        case("Q4_0, 16 rows", 16, ["Q4_0"], [WIDTH], WIDTH),
+        case("Q6_K, 4 rows", 4, ["Q6_K"], [WIDTH], WIDTH),
+        case("Q6_K, 16 rows", 16, ["Q6_K"], [WIDTH], WIDTH),
+    ]
+    yield from _on((), slow)
+
+
+def _plain_matvec() -> Iterator[KernelCase]:
+    def case(label: str, m: int, dtype, sizes: list[int], k: int, **options):
+        def function(x, weights):
+            return plain_matvec(
+                x, weights, out_dtype=jnp.bfloat16, target=current_target(), **options
+            )
+
+        weights = [_array(n, k, dtype=dtype) for n in sizes]
+        return KernelCase(f"plain_matvec {label}", function, (_array(m, k), weights), "decode")
+
+    yield case("BF16", 1, jnp.bfloat16, [WIDTH], WIDTH)
+    yield case("BF16, 4 rows", 4, jnp.bfloat16, [WIDTH], WIDTH)
+    yield case("BF16 as gate and up", 1, jnp.bfloat16, [14336] * 2, WIDTH, gated=jax.nn.silu)
+    yield case("F16, 131 x 320", 1, jnp.float16, [131], 320)
+    yield case("F32", 1, jnp.float32, [WIDTH], WIDTH)
+
+
+def _decode_attention() -> Iterator[KernelCase]:
+    def case(
+        label, batch, heads, capacity, head_dim, *, norms=False, dtype=jnp.bfloat16, **options
+    ):
+        n_heads, n_kv = heads
+
+        def function(fused, k_cache, v_cache, cos, sin, positions, norm):
+            return decode_attention(
+                fused,
+                None,
+                None,
+                k_cache,
+                v_cache,
+                cos,
+                sin,
+                positions=positions,
+                scale=head_dim**-0.5,
+                eps=1e-6,
+                q_norm=norm,
+                k_norm=norm,
+                target=current_target(),
+                **{"mask": Mask(), "pairing": "half", **options},
+            )
+
+        args = (
+            _array(batch, n_heads + 2 * n_kv, head_dim, dtype=dtype),
+            _array(batch, n_kv, capacity, head_dim, dtype=dtype),
+            _array(batch, n_kv, head_dim, capacity, dtype=dtype),
+            _array(batch, head_dim // 2, dtype=jnp.float32),
+            _array(batch, head_dim // 2, dtype=jnp.float32),
+            _array(batch, dtype=jnp.int32),
+            _array(head_dim, dtype=jnp.float32) if norms else None,
+        )
+        return KernelCase(f"decode_attention {label}", function, args, "decode")
+
+    yield case("llama 8B, 4096 slots", 1, (32, 8), 4096, 128, pairing="interleaved")
+    others = [
+        case("llama 8B, 32 rows of 256 slots", 32, (32, 8), 256, 128, pairing="interleaved"),
+        case("qwen3 with norms", 1, (16, 8), 4096, 128, norms=True),
+        case("head dim 64", 1, (32, 8), 4096, 64),
+        case("head dim 80", 1, (32, 32), 4096, 80),
+        case("head dim 256, window", 1, (8, 4), 4096, 256, mask=Mask("window", 1024)),
+        case("f32", 1, (32, 8), 4096, 128, dtype=jnp.float32),
+    ]
+    yield from _on(ONE_OF_EACH, others)
+
+
+def _prefill_attention() -> Iterator[KernelCase]:
+    def case(label, batch, length, heads, capacity, head_dim, **options):
+        dtype = options.pop("dtype", jnp.bfloat16)
+        n_heads, n_kv = heads
+
+        def function(q, k, v, positions, lengths):
+            return prefill_attention(
+                q,
+                k,
+                v,
+                query_positions=positions,
+                key_lengths=lengths,
+                scale=head_dim**-0.5,
+                target=current_target(),
+                **{"mask": Mask(), **options},
+            )
+
+        args = (
+            _array(batch, length, n_heads, head_dim, dtype=dtype),
+            _array(batch, n_kv, capacity, head_dim, dtype=dtype),
+            _array(batch, n_kv, head_dim, capacity, dtype=dtype),
+            _array(batch, length, dtype=jnp.int32),
+            _array(batch, dtype=jnp.int32),
+        )
+        return KernelCase(f"prefill_attention {label}", function, args, "prefill")
+
+    yield case("llama 8B, 512 of 4096", 1, 512, (32, 8), 4096, 128)
+    others = [
+        case("16 queries", 4, 16, (32, 8), 512, 128),
+        case("head dim 64", 1, 512, (32, 8), 4096, 64),
+        case("head dim 80", 1, 512, (32, 32), 4096, 80),
+        case("head dim 256, window", 1, 512, (8, 4), 4096, 256, mask=Mask("window", 1024)),
+    ]
+    yield from _on(ONE_OF_EACH, others)
+    # Only the matrix units of these multiply f32 in full precision.
+    precise = case("f32", 1, 512, (32, 8), 4096, 128, dtype=jnp.float32)
+    cdna = tuple(arch for arch in TARGETS if arch.startswith("gfx9"))
+    yield dataclasses.replace(precise, tested_on=("gfx942",), targets=cdna)
