@@ -122,7 +122,7 @@ def grouped_matvec(
         rows, operands = [*x], [plane for stack in packed for plane in stack.planes.values()]
         types = [layout.type.name.lower() for layout in layouts]
     else:
-        config = config or plain.heuristic(n, k, 1)
+        config = config or plain.heuristic(n, k, 1, target)
         kernel = functools.partial(_plain_kernel, gated=gated, config=config)
         rows, operands = [x], [stack for stack in stacks if not isinstance(stack, QTensor)]
         types = [stack.dtype.name for stack in operands]

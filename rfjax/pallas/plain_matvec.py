@@ -46,12 +46,13 @@ class Config:
     warps: int
 
 
-def heuristic(n: int, k: int, m: int) -> Config:
+def heuristic(n: int, k: int, m: int, target: Target = "cuda") -> Config:
     """A configuration that always works, for `n` rows of `k` elements and `m` of activations."""
     rows = 2
     while rows > n:
         rows //= 2
-    columns = min(256, 1 << (k - 1).bit_length())
+    # Eight elements a lane: a vector of 16 bytes, or two of them.
+    columns = min(8 * (64 if target == "gfx9" else 32), 1 << (k - 1).bit_length())
     unroll = 1
     while unroll < (4 if m == 1 else 2) and 2 * unroll * columns <= k:
         unroll *= 2
@@ -180,7 +181,8 @@ def plain_matvec(
     m, k = x.shape
     sizes = [weight.shape[0] for weight in weights]
     shape, type = (min(sizes), k, m), TYPES[weights[0].dtype.name]
-    config = config or tuned(Config, "plain_matvec", type, *shape, target) or heuristic(*shape)
+    config = config or tuned(Config, "plain_matvec", type, *shape, target)
+    config = config or heuristic(*shape, target)
     biases = list(biases or [None] * len(weights))
     tiles = tuple(pl.cdiv(n, config.rows) for n in sizes)
     kernel = functools.partial(
