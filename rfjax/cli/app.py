@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity, selfcheck
+from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity, selfcheck, tune
 from rfjax.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(bench.bench)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(selfcheck.selfcheck)
+app.command()(tune.tune)
 app.command()(demo.demo)
 
 

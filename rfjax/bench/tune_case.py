@@ -1,0 +1,111 @@
+"""What to tune: launches of matrix-vector kernels as models have them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from rfjax.bench.op_case import linear_cases
+from rfjax.errors import ConfigError
+from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
+from rfjax.pallas.quantized_matvec import MAX_ROWS
+from rfjax.quant.layout import LAYOUTS
+from rfjax.quant.types import GGMLType
+
+_PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+
+_LAUNCHES = (
+    ("attn_q", "attn_k", "attn_v"),
+    ("attn_output",),
+    ("ffn_gate", "ffn_up"),
+    ("ffn_down",),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneCase:
+    """One launch.
+
+    Attributes:
+        types: of the weights.
+        sizes: their rows.
+        k: their columns.
+        m: rows of activations.
+    """
+
+    types: tuple[GGMLType, ...]
+    sizes: tuple[int, ...]
+    k: int
+    m: int
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that takes such weights."""
+        return "plain_matvec" if self.types[0] in _PLAIN else "quantized_matvec"
+
+    def __str__(self) -> str:
+        weights = " + ".join(f"{n} {t.name}" for n, t in zip(self.sizes, self.types, strict=True))
+        return f"{weights} x {self.k}, rows {self.m}"
+
+
+def given_cases(
+    shapes: Sequence[str], types: Sequence[str], rows: Sequence[int]
+) -> tuple[TuneCase, ...]:
+    """Single matrices.
+
+    Args:
+        shapes, types, rows: as of `rfjax.bench.op_case.linear_cases`.
+
+    Raises:
+        ConfigError: as there, or no kernel takes a type.
+    """
+    return tuple(
+        _checked(TuneCase((case.type,), (case.n,), case.k, case.m))
+        for case in linear_cases(shapes, types, rows)
+        if case.m <= _most(case.type)
+    )
+
+
+def model_cases(
+    matrices: Mapping[str, tuple[GGMLType, tuple[int, ...]]], rows: Iterable[int]
+) -> tuple[TuneCase, ...]:
+    """The different launches of a model's layers and of its output.
+
+    Args:
+        matrices: type and shape of each by its GGUF name; what no kernel takes is left out.
+        rows: rows of activations.
+    """
+    rows = tuple(rows)
+    found = dict.fromkeys(_launches(matrices))
+    return tuple(
+        TuneCase(types, sizes, k, m)
+        for types, sizes, k in found
+        for m in rows
+        if m <= _most(types[0])
+    )
+
+
+def _launches(
+    matrices: Mapping[str, tuple[GGMLType, tuple[int, ...]]],
+) -> Iterator[tuple[tuple[GGMLType, ...], tuple[int, ...], int]]:
+    n_layers = sum(name.endswith(".attn_q.weight") for name in matrices)
+    groups = [
+        [f"blk.{i}.{stem}.weight" for stem in stems] for i in range(n_layers) for stems in _LAUNCHES
+    ]
+    output = "output.weight" if "output.weight" in matrices else "token_embd.weight"
+    for names in [*groups, [output]]:
+        together = [matrices[name] for name in names if name in matrices]
+        for kinds in (LAYOUTS, _PLAIN):
+            taken = [(type, shape) for type, shape in together if type in kinds]
+            if taken:
+                types, shapes = zip(*taken, strict=True)
+                yield types, tuple(shape[0] for shape in shapes), shapes[0][1]
+
+
+def _most(type: GGMLType) -> int:
+    return MAX_PLAIN if type in _PLAIN else MAX_ROWS
+
+
+def _checked(case: TuneCase) -> TuneCase:
+    if case.types[0] not in (*LAYOUTS, *_PLAIN):
+        known = ", ".join(type.name.lower() for type in (*LAYOUTS, *_PLAIN))
+        raise ConfigError(f"type: no kernel takes {case.types[0].name}, expected one of {known}")
+    return case
