@@ -11,10 +11,13 @@ from rfjax.quant.qtensor import QTensor
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
 from rfjax.selfcheck.case import CheckCase
-from rfjax.selfcheck.matvec import PLAIN, matvec_cases, together_case
+from rfjax.selfcheck.matvec import PLAIN, experts_case, matvec_cases, together_case
 
 _TOGETHER = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
 """What llama-quantize makes of queries, keys and values."""
+
+_EXPERTS = ((GGMLType.Q4_K,) * 3, (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K))
+"""What it makes of experts: gate, up and down."""
 
 _LAUNCHES = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 """Weights that share a launch."""
@@ -29,7 +32,8 @@ def all_cases(dtype: str, types: Iterable[GGMLType] | None = None) -> tuple[Chec
     """
     types = tuple((*LAYOUTS, *PLAIN) if types is None else types)
     together = [together_case(_TOGETHER, dtype)] if set(_TOGETHER) <= set(types) else []
-    return (*matvec_cases(types, dtype), *together, *attention_cases(TYPICAL, dtype))
+    experts = [experts_case(stacks, dtype) for stacks in _EXPERTS if set(stacks) <= set(types)]
+    return (*matvec_cases(types, dtype), *together, *experts, *attention_cases(TYPICAL, dtype))
 
 
 def model_cases(types: Mapping[str, GGMLType], config: ModelConfig) -> tuple[CheckCase, ...]:
@@ -41,9 +45,11 @@ def model_cases(types: Mapping[str, GGMLType], config: ModelConfig) -> tuple[Che
     """
     matrices = {name: type for name, type in types.items() if "_exps." not in name}
     mixtures = dict.fromkeys(_mixtures(matrices, len(config.layers)))
+    experts = dict.fromkeys(_experts(types, len(config.layers)))
     return (
         *matvec_cases(dict.fromkeys(matrices.values()), config.dtype),
         *(together_case(mixed, config.dtype) for mixed in mixtures),
+        *(experts_case(stacks, config.dtype) for stacks in experts),
         *attention_cases((heads_of(layer) for layer in config.layers), config.dtype),
     )
 
@@ -71,3 +77,17 @@ def _mixtures(types: Mapping[str, GGMLType], n_layers: int) -> Iterator[tuple[GG
             mixed = tuple(types[name] for name in names if types.get(name) in LAYOUTS)
             if len(set(mixed)) > 1:
                 yield mixed
+
+
+def _experts(
+    types: Mapping[str, GGMLType], n_layers: int
+) -> Iterator[tuple[GGMLType, GGMLType, GGMLType]]:
+    """Types of gate, up and down where a kernel takes them: all packed, or all plain."""
+    for i in range(n_layers):
+        names = (f"blk.{i}.ffn_{stem}_exps.weight" for stem in ("gate", "up", "down"))
+        gate, up, down = (types.get(name) for name in names)
+        if gate is None or up is None or down is None:
+            continue
+        stacks = (gate, up, down)
+        if all(type in LAYOUTS for type in stacks) or all(type in PLAIN for type in stacks):
+            yield stacks

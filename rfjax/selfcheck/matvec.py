@@ -11,10 +11,11 @@ import numpy as np
 
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
-from rfjax.ops.packed_product import KERNEL, PLAIN_KERNEL
+from rfjax.ops.moe import expert_ffn
+from rfjax.ops.packed_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.qtensor import Weight, pack_numpy
+from rfjax.quant.qtensor import QTensor, Weight, pack_numpy
 from rfjax.quant.random_blocks import with_scales
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 from rfjax.selfcheck.case import CheckCase, Trial, relative_error
@@ -124,6 +125,43 @@ def together_case(types: Sequence[GGMLType], dtype: str, *, width: int = WIDTH) 
     return CheckCase(KERNEL, label, _ROUNDED[dtype], make)
 
 
+def experts_case(
+    types: Sequence[GGMLType], dtype: str, *, sizes: tuple[int, int] = (2048, 768)
+) -> CheckCase:
+    """The experts of two tokens, some of them shared.
+
+    Args:
+        types: of the stacks gate, up and down.
+        dtype: of the activations.
+        sizes: of the input and of an expert's hidden layer.
+    """
+    width, hidden = sizes
+    chosen = np.asarray([[3, 0], [2, 3]], np.int32)
+
+    def make(rng: np.random.Generator) -> Trial:
+        shapes = ((hidden, width), (hidden, width), (width, hidden))
+        stacks = [_stack(rng, t, 4, n, k) for t, (n, k) in zip(types, shapes, strict=True)]
+        gate, up, down = (values for _, values in stacks)
+        x, weights = _rounded(rng.standard_normal((2, width)), dtype), rng.random((2, 2))
+        weights = _rounded(weights)
+        wide = x.astype(np.float64)
+        g = np.einsum("td,tafd->taf", wide, gate[chosen])
+        inner = g / (1 + np.exp(-g)) * np.einsum("td,tafd->taf", wide, up[chosen])
+        expected = np.einsum("ta,taf,tadf->td", weights.astype(np.float64), inner, down[chosen])
+
+        def function(x, weights, chosen, gate, up, down):
+            return expert_ffn(x, weights, chosen, gate, up, down, "silu", policy=_BY_NAME)
+
+        arguments = (x, weights, chosen, *(stack for stack, _ in stacks))
+        return Trial(function, arguments, lambda found: relative_error(found, expected))
+
+    name = PLAIN_KERNEL if types[0] in PLAIN else GROUPED_KERNEL
+    label = f"experts {hidden}x{width}, {' + '.join(type.name for type in types)}, {dtype}"
+    # Where the types differ, no single one is to blame.
+    kernel = f"{name}:{types[0].name}" if len(set(types)) == 1 else name
+    return CheckCase(kernel, label, _ROUNDED[dtype], make)
+
+
 def _kernel(type: GGMLType) -> str:
     return f"{PLAIN_KERNEL if type in PLAIN else KERNEL}:{type.name}"
 
@@ -137,6 +175,18 @@ def _weight(rng: np.random.Generator, type: GGMLType, n: int, k: int) -> tuple[W
     raw = rng.integers(0, 256, (n, k // elements, size), dtype=np.uint8)
     raw = np.asarray(with_scales(raw, type, k**-0.5))
     return pack_numpy(raw, type), dequantize_numpy(raw, type, (n, k)).astype(np.float64)
+
+
+def _stack(
+    rng: np.random.Generator, type: GGMLType, count: int, n: int, k: int
+) -> tuple[Weight, np.ndarray]:
+    """Random matrices and their values in f64, stacked."""
+    weight, values = _weight(rng, type, count * n, k)
+    apart = lambda plane: plane.reshape(count, n, *plane.shape[1:])  # noqa: E731
+    if isinstance(weight, QTensor):
+        planes = {name: apart(plane) for name, plane in weight.planes.items()}
+        return QTensor(planes, type), apart(values)
+    return apart(weight), apart(values)
 
 
 def _rounded(values: np.ndarray, dtype: str = "float32") -> np.ndarray:
