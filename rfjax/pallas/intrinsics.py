@@ -55,9 +55,8 @@ def signed_byte(x: Array, index: int | Array) -> Array:
 def dot4(a: Array, b: Array, c: Array, target: Target) -> Array:
     """`c + a[0] b[0] + ... + a[3] b[3]` over the signed bytes of each word, exact in int32."""
     if target == "interpret":
-        for i in range(4):
-            c = c + signed_byte(a, i) * signed_byte(b, i)
-        return c
+        apart = [jax.lax.bitcast_convert_type(x, jnp.int8).astype(jnp.int32) for x in (a, b)]
+        return c + jnp.sum(apart[0] * apart[1], axis=-1)
     asm, constraints = _DOT4[target]
     return _assembly(asm, constraints, a, b, c)
 
@@ -93,14 +92,11 @@ def lookup16(words: Array, table: np.ndarray, target: Target) -> tuple[Array, Ar
 
 
 def _gather16(index: Array, table: np.ndarray) -> Array:
-    result = jnp.zeros_like(index)
-    for i in range(4):
-        code = shift_right(index, 8 * i) & 15
-        value = jnp.zeros_like(index)
-        for entry in range(16):  # kernels may not capture arrays: the table is spelled out
-            value = jnp.where(code == entry, jnp.int32(int(table[entry]) & 255), value)
-        result = result | jax.lax.shift_left(value, jnp.full_like(value, 8 * i))
-    return result
+    codes = jax.lax.bitcast_convert_type(index, jnp.int8)
+    values = jnp.zeros_like(codes)
+    for entry in range(16):  # kernels may not capture arrays: the table is spelled out
+        values = jnp.where(codes == entry, jnp.int8(int(table[entry])), values)
+    return jax.lax.bitcast_convert_type(values, jnp.int32)
 
 
 def _permute_amd(index: Array, quarters: list[int]) -> Array:

@@ -142,11 +142,13 @@ class _Tile:
         group = first_group + self.lanes
         if layout.low == "q8":
             halves = (self._load_words("q8", self.rows, group, h, self.columns) for h in range(2))
-            return [_words_apart(half) for half in halves]
+            return [_words_apart(half, target) for half in halves]
         if layout.low == "q2":
             halves = self._pairs(group)
         else:
-            words = _words_apart(self._load_words("q4", self.rows, group, self.columns))
+            words = _words_apart(
+                self._load_words("q4", self.rows, group, self.columns), self.target
+            )
             if layout.levels:
                 pairs = [lookup16(word, _TABLES[layout.levels], target) for word in words]
                 return [list(half) for half in zip(*pairs, strict=True)]
@@ -167,7 +169,9 @@ class _Tile:
 
     def _pairs(self, group: Array) -> list[list[Array]]:
         """Fields of two bits; two groups share a vector of words."""
-        words = _words_apart(self._load_words("q2", self.rows, group >> 1, self.columns))
+        words = _words_apart(
+            self._load_words("q2", self.rows, group >> 1, self.columns), self.target
+        )
         place = 4 * (group & 1)
         return [[shift_right(w, place + 2 * h) & 0x03030303 for w in words] for h in range(2)]
 
@@ -229,8 +233,10 @@ def _masked_load(
     return plt.load(at, mask=mask, other=other, eviction_policy=policy)
 
 
-def _words_apart(words: Array) -> list[Array]:
+def _words_apart(words: Array, target: Target) -> list[Array]:
     """The four words of every lane, one array each. They lie in one lane: nothing is moved."""
+    if target == "interpret":
+        return [words[..., i] for i in range(4)]
     place = jax.lax.broadcasted_iota(jnp.int32, words.shape, words.ndim - 1)
     zero = jnp.zeros_like(words)
     return [jnp.sum(jnp.where(place == i, words, zero), axis=-1) for i in range(4)]
@@ -297,7 +303,7 @@ def _step(tile: _Tile, x_refs, first_group, totals: tuple[Array, ...]) -> tuple[
             for h in range(2):
                 if h and halves_apart:
                     chains.append(jnp.zeros(tile.shape, jnp.int32))
-                x = _words_apart(load(words_ref, r, part, h, words=True))
+                x = _words_apart(load(words_ref, r, part, h, words=True), target)
                 for word, operand in zip(halves[h], x, strict=True):
                     operand = jnp.broadcast_to(operand, tile.shape)
                     chains[-1] = dot4(word, operand, chains[-1], target)

@@ -1,5 +1,6 @@
 """Activations in block fixed point: the kernel against its definition, and what it promises."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from rfjax.pallas.pack_activations import (
     pack_activations,
     pack_activations_reference,
 )
+
+pack_reference = jax.jit(pack_activations_reference)
 
 
 def unpack(packed: PackedActivations) -> np.ndarray:
@@ -24,11 +27,12 @@ def unpack(packed: PackedActivations) -> np.ndarray:
     return values.transpose(0, 3, 2, 1, 4).reshape(m, -1)
 
 
-@pytest.mark.parametrize(("m", "k"), [(1, 256), (3, 320), (2, 768), (2, 96), (1, 1024)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("m", "k", "dtype"), [(1, 256, "bfloat16"), (3, 320, "float32"), (2, 1056, "float32")]
+)
 def test_within_half_a_step(m, k, dtype):
     x = jnp.asarray(np.random.default_rng(k).standard_normal((m, k)), dtype)
-    for packed in (pack_activations_reference(x), pack_activations(x, target="interpret")):
+    for packed in (pack_reference(x), pack_activations(x, target="interpret")):
         exact = np.asarray(x, np.float64)
         largest = np.abs(exact).reshape(m, -1, 32).max(-1, keepdims=True)
         difference = np.abs(unpack(packed) - exact).reshape(m, -1, 32)
@@ -56,7 +60,7 @@ def test_what_is_not_finite_shows(bad):
     x[0, 40] = bad
     for packed in (
         pack_activations(jnp.asarray(x), target="interpret"),
-        pack_activations_reference(jnp.asarray(x)),
+        pack_reference(jnp.asarray(x)),
     ):
         scales = np.asarray(packed.scales).reshape(-1)
         assert np.isfinite(scales[0]) and np.isnan(scales[1])

@@ -9,8 +9,10 @@ from rfjax.pallas.pack_activations import pack_activations, pack_activations_ref
 from rfjax.pallas.quantized_matvec import Config, heuristic, quantized_matvec
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.qtensor import pack
+from rfjax.quant.qtensor import pack_numpy
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
+
+pack_reference = jax.jit(pack_activations_reference)
 
 TOLERANCE = 1e-4
 """Relative error (norms) against f64; measured 1e-5 to 3e-5."""
@@ -36,7 +38,7 @@ def case(type: GGMLType, n: int, k: int, m: int, seed: int):
     raw = random_raw(type, n, k, seed)
     x = np.random.default_rng(seed + 1).standard_normal((m, k)).astype(np.float32)
     weight = dequantize_numpy(raw, type, (n, k)).astype(np.float64)
-    return pack(jnp.asarray(raw), type), jnp.asarray(x), x.astype(np.float64) @ weight.T
+    return pack_numpy(raw, type), jnp.asarray(x), x.astype(np.float64) @ weight.T
 
 
 def error(got, want) -> float:
@@ -49,7 +51,7 @@ def error(got, want) -> float:
 def test_every_type(type):
     # 21 rows are no multiple of a tile; 768 leaves lanes idle in the last chunk of columns.
     weight, x, want = case(type, 21, 768, 1, seed=type)
-    packed = pack_activations_reference(x)
+    packed = pack_reference(x)
     config = Config(rows=4, groups=8, columns=2, warps=1)
     (got,) = quantized_matvec(
         packed, [weight], out_dtype=jnp.float32, config=config, target="interpret"
@@ -74,7 +76,7 @@ def test_weights_of_several_types_share_a_launch():
     x = cases[0][1]
     biases = [None, jnp.arange(10, dtype=jnp.float32)]
     outputs = quantized_matvec(
-        pack_activations_reference(x),
+        pack_reference(x),
         [weight for weight, _, _ in cases],
         biases=biases,
         out_dtype=jnp.float32,
@@ -87,7 +89,7 @@ def test_weights_of_several_types_share_a_launch():
 def test_residual_and_gate():
     gate, x, want_gate = case(GGMLType.Q4_0, 12, 128, 2, seed=1)
     up, _, _ = case(GGMLType.Q8_0, 12, 128, 2, seed=2)
-    packed = pack_activations_reference(x)
+    packed = pack_reference(x)
     (plain_up,) = quantized_matvec(packed, [up], out_dtype=jnp.float32, target="interpret")
     (got,) = quantized_matvec(
         packed, [gate, up], gated=jax.nn.silu, out_dtype=jnp.float32, target="interpret"

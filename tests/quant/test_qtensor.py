@@ -44,10 +44,10 @@ def test_packing_loses_no_bit(type):
 @pytest.mark.parametrize("type", [GGMLType.Q5_0, GGMLType.Q6_K, GGMLType.IQ2_S])
 def test_rows_and_experts_are_tensors(type):
     raw = random_blocks(type, 8, 512).reshape(2, 4, -1, BLOCK_SIZES[type][1])
-    stack = pack(jnp.asarray(raw), type)
+    stack = jax.jit(pack, static_argnums=1)(jnp.asarray(raw), type)
     assert stack.shape == (2, 4, 512)
-    values = np.asarray(dequantize_packed(stack))
-    np.testing.assert_array_equal(dequantize_packed(stack[1]), values[1])
+    values = np.asarray(jax.jit(dequantize_packed)(stack))
+    np.testing.assert_array_equal(jax.jit(dequantize_packed)(stack[1]), values[1])
     ids = jnp.array([3, 0, 4, -1], jnp.int32)
     rows = np.asarray(jax.jit(take_rows, static_argnums=2)(stack[1], ids, jnp.dtype("float32")))
     np.testing.assert_array_equal(rows[:2], values[1][[3, 0]])
