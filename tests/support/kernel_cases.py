@@ -14,6 +14,7 @@ from support.rocm import TARGETS
 
 from rfjax.ops.mask import Mask
 from rfjax.pallas.decode_attention import decode_attention
+from rfjax.pallas.grouped_matvec import grouped_matvec
 from rfjax.pallas.pack_activations import pack_activations, pack_activations_reference
 from rfjax.pallas.plain_matvec import plain_matvec
 from rfjax.pallas.prefill_attention import prefill_attention
@@ -57,6 +58,7 @@ def kernel_cases() -> tuple[KernelCase, ...]:
         *_pack_activations(),
         *_quantized_matvec(),
         *_plain_matvec(),
+        *_grouped_matvec(),
         *_decode_attention(),
         *_prefill_attention(),
     )
@@ -66,10 +68,10 @@ def _array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _packed(type: GGMLType, n: int, k: int) -> QTensor:
-    """A packed matrix `[n, k]` without numbers."""
+def _packed(type: GGMLType, *shape: int) -> QTensor:
+    """A packed matrix `[N, K]`, or a stack of them, without numbers."""
     block, size = BLOCK_SIZES[type]
-    raw = _array(n, k // block, size, dtype=jnp.uint8)
+    raw = _array(*shape[:-1], shape[-1] // block, size, dtype=jnp.uint8)
     return jax.eval_shape(lambda raw: pack(raw, type), raw)
 
 
@@ -136,6 +138,30 @@ def _plain_matvec() -> Iterator[KernelCase]:
     yield case("BF16 as gate and up", 1, jnp.bfloat16, [14336] * 2, WIDTH, gated=jax.nn.silu)
     yield case("F16, 131 x 320", 1, jnp.float16, [131], 320)
     yield case("F32", 1, jnp.float32, [WIDTH], WIDTH)
+
+
+def _grouped_matvec() -> Iterator[KernelCase]:
+    """The experts of a model like qwen3 30B: 8 of 128, 768 wide."""
+
+    def case(label: str, x, stacks, **options):
+        def function(x, stacks, experts):
+            return grouped_matvec(
+                x, stacks, experts, out_dtype=jnp.bfloat16, target=current_target(), **options
+            )
+
+        args = (x, stacks, _array(8, dtype=jnp.int32))
+        return KernelCase(f"grouped_matvec {label}", function, args, "decode")
+
+    one = jax.eval_shape(pack_activations_reference, _array(1, 2048))
+    eight = jax.eval_shape(pack_activations_reference, _array(8, 768))
+    up, down = _packed(GGMLType.Q4_K, 128, 768, 2048), _packed(GGMLType.Q6_K, 128, 2048, 768)
+    plain = _array(128, 768, 2048)
+    cases = [
+        case("Q4_K as gate and up", one, [up, up], gated=jax.nn.silu),
+        case("Q6_K", eight, [down]),
+        case("BF16", _array(1, 2048), [plain]),
+    ]
+    yield from _on(ONE_OF_EACH, cases)
 
 
 def _decode_attention() -> Iterator[KernelCase]:

@@ -31,7 +31,7 @@ def generated(document: str) -> str:
 def named_cases(document: str) -> set[str]:
     """Names of the cases that the document's tables have rows for."""
     rows = re.findall(r"^\| (.+?) \|", generated(document), re.MULTILINE)
-    return {name for name in rows if name != "case"}
+    return set(rows) - {"case", "---"}
 
 
 def with_tables(document: str, tables: str) -> str:
