@@ -75,7 +75,7 @@ def _plain_kernel(*refs, gated, config):
     first_row = jnp.minimum(pl.program_id(1) * config.rows, output.shape[1] - config.rows)
     results = []
     for stack in stacks:
-        results += plain._products(x_ref, _Chosen(stack, expert), first_row, config, 1)
+        results += plain.products(x_ref, _Chosen(stack, expert), first_row, config, 1)
     totals = results[0]
     if gated is not None:
         totals = [gated(gate) * up for gate, up in zip(*results, strict=True)]

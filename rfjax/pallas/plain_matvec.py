@@ -59,8 +59,16 @@ def heuristic(n: int, k: int, m: int, target: Target = "cuda") -> Config:
     return Config(rows, columns, unroll, 1)
 
 
-def _products(x_ref, weight, first_row, config: Config, m: int) -> list[list[Array]]:
-    """The products of one tile of weight rows: for each of m rows of activations, f32 scalars."""
+def products(x_ref, weight, first_row, config: Config, m: int) -> list[list[Array]]:
+    """Within a kernel, the products of one tile of weight rows.
+
+    Args:
+        x_ref: `[m, K]`.
+        weight: `[N, K]`, a reference or what indexes one.
+
+    Returns:
+        For each of m rows of activations the results of `config.rows` weight rows, f32 scalars.
+    """
     k = weight.shape[1]
     offsets = jnp.arange(config.columns)
 
@@ -109,7 +117,7 @@ def _kernel(*refs, tiles, gated, has_bias, has_residual, config, m):
     program = pl.program_id(0)
 
     def product(index: int, first_row):
-        totals = _products(x_ref, weights[index], first_row, config, m)
+        totals = products(x_ref, weights[index], first_row, config, m)
         bias = biases[index]
         if bias is not None:
             numbers = [bias[first_row + i] for i in range(config.rows)]
