@@ -9,10 +9,13 @@ import os
 import pathlib
 import platform
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rfjax.errors import ConfigError
 from rfjax.ops.dispatch import OPS, Choice, choose
+
+if TYPE_CHECKING:
+    from rfjax.selfcheck.checker import CheckResult
 
 _PACKAGES = (
     "jax",
@@ -67,6 +70,9 @@ class Diagnosis:
         dtype: of weights and activations, unless asked otherwise; None without devices.
         cache_folder: where compiled programs are kept; None if that is off or JAX is missing.
         ops: which implementation of each operation runs, and why.
+        kernels: whether kernels run on the default device.
+        selfcheck: what is remembered of `rfjax selfcheck` on it.
+        n_tuned: measured settings of kernels for it: shipped, and the user's own.
         problems: what keeps rfjax from running at all.
         warnings: what works worse than it could.
         hints: what else is good to know.
@@ -82,6 +88,9 @@ class Diagnosis:
     dtype: str | None
     cache_folder: str | None
     ops: tuple[Choice, ...]
+    kernels: bool
+    selfcheck: "tuple[CheckResult, ...]"
+    n_tuned: tuple[int, int]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     hints: tuple[str, ...]
@@ -107,14 +116,21 @@ def diagnose(root: pathlib.Path = pathlib.Path("/")) -> Diagnosis:
         if version is None
     ]
     devices, dtype, cache_folder, settings = (), None, None, _Settings()
+    kernels = _Kernels()
     try:
         devices = _devices()
         dtype, cache_folder, settings = _defaults()
+        kernels = _kernels()
     except ImportError as error:
         problems.append(f"JAX cannot be imported: {error}")
     except ConfigError as error:
         problems.append(str(error))
     warnings = _warnings(packages, plugins, hardware, devices, settings, root)
+    for result in kernels.results:
+        if not result.usable:
+            warnings.append(
+                f"the kernel {result.kernel} is not used: {result.label}: {result.reason}"
+            )
     if cache_folder is not None and not _writable(pathlib.Path(cache_folder)):
         warnings.append(
             f"the compilation cache {cache_folder} cannot be written: every start compiles anew"
@@ -129,7 +145,10 @@ def diagnose(root: pathlib.Path = pathlib.Path("/")) -> Diagnosis:
         devices=devices,
         dtype=dtype,
         cache_folder=cache_folder,
-        ops=tuple(choose(op) for op in OPS),
+        ops=tuple(choose(op, on_gpu=kernels.run) for op in OPS),
+        kernels=kernels.run,
+        selfcheck=kernels.results,
+        n_tuned=kernels.n_tuned,
         problems=tuple(problems),
         warnings=tuple(warnings),
         hints=tuple(_hints(hardware, devices)),
@@ -168,6 +187,27 @@ class _Settings:
 
     platforms: str | None = None
     x64: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """Kernels on the default device."""
+
+    run: bool = False
+    results: "tuple[CheckResult, ...]" = ()
+    n_tuned: tuple[int, int] = (0, 0)
+
+
+def _kernels() -> _Kernels:
+    from rfjax.pallas.target import current_device_kind, current_target
+    from rfjax.pallas.tuned_config import shipped_entries, user_entries
+    from rfjax.selfcheck.record import Record
+
+    if current_target() == "interpret":
+        return _Kernels()
+    kind = current_device_kind()
+    n_tuned = len(shipped_entries(kind)), len(user_entries(kind))
+    return _Kernels(True, tuple(Record().read().values()), n_tuned)
 
 
 def _version(package: str) -> str | None:

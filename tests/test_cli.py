@@ -24,8 +24,12 @@ def open_model():
     """Loads a model once for the same arguments, and leaves the user's compilation cache alone."""
 
     @functools.cache
-    def open_model(path, dtype, engine=None):
-        return rfjax.LLM(path, dtype=dtype, engine=engine, compilation_cache=False)
+    def load(path, dtype, engine, weights):
+        return rfjax.LLM(path, dtype=dtype, weights=weights, engine=engine, compilation_cache=False)
+
+    def open_model(path, dtype, engine=None, *, weights=None, tensor_parallel=1, data_parallel=1):
+        assert tensor_parallel == data_parallel == 1
+        return load(path, dtype, engine, weights)
 
     return open_model
 
@@ -68,7 +72,10 @@ GREEDY = ("-n", "12", "-t", "0")
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("generate", "chat", "perplexity", "bench", "inspect", "doctor", "demo"):
+    for command in ("generate", "chat", "perplexity", "inspect", "doctor", "selfcheck"):
+        assert command in out
+        assert run(command, "-h")[0] == 0
+    for command in ("bench", "tune", "demo"):
         assert command in out
         assert run(command, "-h")[0] == 0
     assert run("--version") == (0, f"rfjax {rfjax.__version__}\n", "")
@@ -351,7 +358,7 @@ def test_inspect_shows_what_is_asked(run, tiny_llama_path):
     assert all(line == line.rstrip() for line in out.splitlines())
     out = run("inspect", tiny_llama_path, "--tensors")[1]
     assert any(
-        line.split() == ["blk.1.attn_k.weight", "32", "x", "64", "F32", "8192", "32"]
+        line.split() == ["blk.1.attn_k.weight", "32", "x", "64", "F32", "8192", "32", "plain"]
         for line in out.splitlines()
     )
     assert "in all)" not in run("inspect", tiny_llama_path, "--metadata")[1]

@@ -17,7 +17,7 @@ LAYERS = (
     ("rfjax.cli",),
     ("rfjax",),  # the facade, rfjax/__init__.py alone
     ("rfjax.server", "rfjax.bench"),
-    ("rfjax.llm", "rfjax.doctor", "rfjax.inspection"),
+    ("rfjax.llm", "rfjax.doctor", "rfjax.inspection", "rfjax.placement"),
     ("rfjax.evals",),
     ("rfjax.engine",),
     ("rfjax.io",),

@@ -24,6 +24,21 @@ def doctor(json: options.Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _show_kernels(found: "Diagnosis") -> None:
+    """What is remembered of self-checks, a line a kernel."""
+    table = columns("kernel", "self-check")
+    for kernel in dict.fromkeys(result.kernel for result in found.selfcheck):
+        results = [result for result in found.selfcheck if result.kernel == kernel]
+        good = sum(result.usable for result in results)
+        state = "passes" if good == len(results) else "FAILS, not used"
+        table.add_row(kernel, f"{state}: {good} of {len(results)} cases")
+    if not found.selfcheck:
+        table.add_row("all", "not done yet: a model does it when it is loaded, or rfjax selfcheck")
+    shipped, own = found.n_tuned
+    table.add_row("settings", f"{shipped} measured ones shipped for it, {own} by rfjax tune")
+    show(table)
+
+
 def _show(found: "Diagnosis") -> None:
     table = columns("", "")
     table.add_row("rfjax", found.rfjax)
@@ -52,6 +67,8 @@ def _show(found: "Diagnosis") -> None:
         declined = "".join(f"; {name} declines: {why}" for name, why in choice.declined)
         table.add_row(choice.op, choice.implementation, choice.reason + declined)
     show(table)
+    if found.kernels:
+        _show_kernels(found)
 
     for kind, lines in (
         ("problem", found.problems),

@@ -1,14 +1,18 @@
 """`rfjax inspect`: what a GGUF file holds and whether it can run."""
 
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rfjax.cli import options
 from rfjax.cli.output import columns, count, printable, show, size, write_json
+from rfjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from rfjax.inspection import Inspection, MetadataEntry
+    from rfjax.placement import Placement
 
 
 def inspect(
@@ -19,20 +23,43 @@ def inspect(
     metadata: Annotated[
         bool, typer.Option("--metadata", help="Show long metadata values whole.")
     ] = False,
+    dtype: options.Dtype = None,
+    weights: options.Weights = None,
     json: options.Json = False,
 ) -> None:
-    """Show what a GGUF file holds, and whether this version can run it."""
+    """Show what a GGUF file holds, whether this version can run it, and how it would here."""
     from rfjax.inspection import inspect_file
 
     found = inspect_file(model, shorten=not metadata)
+    placement, problem = None, None
+    if found.supported:
+        placement, problem = _place(model, dtype, weights)
     if json:
-        write_json({"supported": found.supported, **vars(found)})
+        write_json({"supported": found.supported, **vars(found), "placement": placement})
         return
     _show_summary(found)
     _show_metadata(found)
     _show_types(found)
     if tensors:
-        _show_tensors(found)
+        _show_tensors(found, placement)
+    if placement is not None:
+        _show_placement(found, placement)
+    if problem is not None:
+        typer.echo(f"no plan: {problem}")
+
+
+def _place(
+    model: Path, dtype: str | None, weights: str | None
+) -> "tuple[Placement | None, str | None]":
+    """Where the tensors would go; or None, and why JAX has no device."""
+    from rfjax.doctor import find_devices
+    from rfjax.placement import place_file
+
+    try:
+        find_devices()
+    except ConfigError as error:
+        return None, str(error)
+    return place_file(model, dtype=dtype, weights=weights), None
 
 
 def _show_summary(found: "Inspection") -> None:
@@ -70,15 +97,39 @@ def _show_types(found: "Inspection") -> None:
     show(table)
 
 
-def _show_tensors(found: "Inspection") -> None:
+def _show_tensors(found: "Inspection", placement: "Placement | None") -> None:
     numbers = ("bytes", "bits/weight")
     parts = ("part",) if len(found.parts) > 1 else ()
-    table = columns("tensor", "shape", "type", *numbers, *parts, right=(*numbers, "part"))
+    paths = {} if placement is None else placement.paths
+    runs = ("runs by",) if paths else ()
+    headers = ("tensor", "shape", "type", *numbers, *parts, *runs)
+    table = columns(*headers, right=(*numbers, "part"))
     for row in found.tensors:
         bits = "" if row.bits_per_weight is None else f"{row.bits_per_weight:.4g}"
         shape = " x ".join(map(str, row.shape)) or "scalar"
         cells = [printable(row.name), shape, row.type, str(row.nbytes), bits]
-        table.add_row(*cells, *(str(row.part + 1) for _ in parts))
+        part = [str(row.part + 1) for _ in parts]
+        table.add_row(*cells, *part, *(paths.get(row.name, "unused") for _ in runs))
+    show(table)
+
+
+def _show_placement(found: "Inspection", placement: "Placement") -> None:
+    """The memory plan, and how many tensors take which path."""
+    if placement.plan is None:
+        typer.echo(f"does not fit here: {placement.refusal}")
+        return
+    typer.echo(f"in {placement.dtype} it takes {placement.plan}")
+    typer.echo()
+    sizes: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for row in found.tensors:
+        path = placement.paths.get(row.name, "unused")
+        sizes[path] += row.nbytes
+        numbers[path] += 1
+    right = ("tensors", "size")
+    table = columns("runs by", *right, right=right)
+    for path, nbytes in sizes.most_common():
+        table.add_row(path, str(numbers[path]), size(nbytes))
     show(table)
 
 

@@ -30,7 +30,17 @@ OPS: Mapping[str, str] = MappingProxyType(
 )
 """Name of every operation with a choice, and the module of its public function."""
 
+KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "linear": ("quantized_matvec", "plain_matvec"),
+        "attention": ("prefill_attention", "decode_attention"),
+        "expert_ffn": ("grouped_matvec", "plain_matvec"),
+    }
+)
+"""Names of the kernels of operations that have any."""
+
 _NO_KERNEL = "this version has no Pallas kernel for it"
+_CPU = "kernels run on GPUs only"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +88,15 @@ class Choice:
     declined: tuple[tuple[Implementation, str], ...]
 
 
-def choose(op: str, implementation: Implementation | None = None) -> Choice:
+def choose(
+    op: str, implementation: Implementation | None = None, *, on_gpu: bool = False
+) -> Choice:
     """Decide what runs an operation.
 
     Args:
         op: a name of `OPS`.
         implementation: one by name, or None for the first that accepts.
+        on_gpu: whether the device is one that kernels run on.
 
     Raises:
         ConfigError: no operation or implementation has that name.
@@ -98,11 +111,15 @@ def choose(op: str, implementation: Implementation | None = None) -> Choice:
         raise ConfigError(
             f"implementation of {op}: got {implementation!r}, expected one of {known}, or None"
         )
-    if implementation == "pallas":
+    kernels = KERNELS.get(op, ())
+    if implementation == "pallas" and not kernels:
         raise UnsupportedError(
             f"implementation 'pallas' of {op} declines: {_NO_KERNEL}. Leave implementation at None "
             "to take what runs"
         )
-    if implementation == "xla":
-        return Choice(op, "xla", "asked for by name", ())
-    return Choice(op, "xla", "plain JAX always accepts", (("pallas", _NO_KERNEL),))
+    if implementation is not None:
+        return Choice(op, implementation, "asked for by name", ())
+    if kernels and on_gpu:
+        return Choice(op, "pallas", f"{' and '.join(kernels)}, or plain JAX where they decline", ())
+    declined = _CPU if kernels else _NO_KERNEL
+    return Choice(op, "xla", "plain JAX always accepts", (("pallas", declined),))

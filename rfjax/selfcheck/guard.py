@@ -48,6 +48,12 @@ def guarded(
     return dataclasses.replace(policy, disabled=policy.disabled + disabled)
 
 
+def remembered_policy(record: Record | None = None) -> KernelPolicy:
+    """The default policy, less the kernels of which a failure is remembered. Tries nothing."""
+    results = (Record() if record is None else record).read()
+    return KernelPolicy(disabled=tuple(failing(results.values()).items()))
+
+
 def checked(
     cases: Sequence[CheckCase], record: Record, *, again: bool = False
 ) -> tuple[CheckResult, ...]:
