@@ -109,10 +109,11 @@ def _quantized_matvec() -> Iterator[KernelCase]:
     kinds = ["Q4_K", "Q4_K", "Q6_K"]
     others = [
         case("Q4_K, 4 rows", 4, ["Q4_K"], [WIDTH], WIDTH),
-        case("Q4_K as gate and up", 1, kinds[:2], [14336, 14336], WIDTH, gated=jax.nn.silu),
         case("Q4_0, 131 x 320", 1, ["Q4_0"], [131], 320),
     ]
     yield from _on(ONE_OF_EACH, others)
+    both = case("Q4_K as gate and up", 1, kinds[:2], [14336, 14336], WIDTH, gated=jax.nn.silu)
+    yield from _on(("gfx1100",), [both])
     # Many rows and several types take long to compile.
     slow = [
         case("Q4_K, Q4_K, Q6_K as Q, K, V", 1, kinds, [WIDTH, 1024, 1024], WIDTH),
@@ -206,9 +207,9 @@ def _decode_attention() -> Iterator[KernelCase]:
         case("head dim 64", 1, (32, 8), 4096, 64),
         case("head dim 80", 1, (32, 32), 4096, 80),
         case("head dim 256, window", 1, (8, 4), 4096, 256, mask=Mask("window", 1024)),
-        case("f32", 1, (32, 8), 4096, 128, dtype=jnp.float32),
     ]
     yield from _on(ONE_OF_EACH, others)
+    yield from _on(("gfx1100",), [case("f32", 1, (32, 8), 4096, 128, dtype=jnp.float32)])
 
 
 def _prefill_attention() -> Iterator[KernelCase]:
