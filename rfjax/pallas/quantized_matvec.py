@@ -57,8 +57,9 @@ class Config:
     warps: int
 
 
-def heuristic(n: int, k: int, m: int) -> Config:
+def heuristic(n: int, k: int, m: int, target: Target = "cuda") -> Config:
     """A configuration that always works, for `n` rows of `k` elements and `m` of activations."""
+    wave = 64 if target == "gfx9" else 32  # lanes of a warp
     groups = groups_per_column(k)
     n_columns = k // (GROUP * groups)
 
@@ -68,11 +69,13 @@ def heuristic(n: int, k: int, m: int) -> Config:
     # As many columns as there are, unless too many lanes would be idle in the last chunk.
     candidates = [c for c in (64, 32, 16, 8, 4, 2, 1) if c < 2 * n_columns]
     columns = next((c for c in candidates if lanes_in_use(c) >= 0.85), 1)
-    side_by_side = min(groups, max(1, 32 // columns))
+    side_by_side = min(groups, max(1, wave // columns))
     rows = 2 if m <= 2 else 4
+    if target == "gfx11" and m > 8:
+        rows = 2 if m <= 12 else 1  # more totals than that do not fit in its registers
     while rows > n:
         rows //= 2
-    return Config(rows, side_by_side, columns, max(1, side_by_side * columns // 32))
+    return Config(rows, side_by_side, columns, max(1, side_by_side * columns // wave))
 
 
 class _Tile:
@@ -415,7 +418,7 @@ def quantized_matvec(
     sizes = [weight.shape[0] for weight in weights]
     shape = min(sizes), weights[0].shape[1], m
     config = config or tuned(Config, "quantized_matvec", weights[0].type.name, *shape, target)
-    config = config or heuristic(*shape)
+    config = config or heuristic(*shape, target)
     biases = list(biases or [None] * len(weights))
     layouts = tuple(LAYOUTS[weight.type] for weight in weights)
     planes = tuple(tuple(weight.planes) for weight in weights)

@@ -106,8 +106,8 @@ def test_residual_and_gate():
 @pytest.mark.parametrize("n", [1, 3, 4096, 28672])
 @pytest.mark.parametrize("k", [32, 96, 320, 768, 896, 4096, 5120, 11008, 14336, 16384])
 def test_the_heuristic_always_answers(n, k):
-    for m in (1, 3, 16):
-        config = heuristic(n, k, m)
+    for m, target in ((1, "cuda"), (3, "gfx9"), (16, "gfx11")):
+        config = heuristic(n, k, m, target)
         assert config.rows <= n
         for size in (config.rows, config.groups, config.columns, config.warps):
             assert size & (size - 1) == 0 and size > 0
