@@ -43,6 +43,9 @@ _NO_TOKENIZER = ("no_vocab", "none", "test")
 _IGNORED_STEM = "attn_rot_embd"
 """A computed table that old converters wrote into every layer, and no inference engine reads."""
 
+_ONE_DEVICE_KERNELS = (PLAIN_KERNEL, "prefill_attention", "decode_attention")
+"""Kernels that are not run by shares: over a mesh each would have its operands gathered whole."""
+
 _EXPERT_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -105,9 +108,11 @@ def load(
     config = configure(gguf, dtype=resolve_dtype(dtype))
     mesh = None if mesh is None else automatic(mesh)
     if mesh is not None and mesh.size > 1:
-        reason = "over a mesh plain JAX multiplies plain weights where they lie"
+        # XLA would gather a kernel's operands whole on every device; packed products run by shares.
+        reason = "over a mesh plain JAX computes each device's share where it lies"
+        disabled = ((name, reason) for name in _ONE_DEVICE_KERNELS)
         kernels = dataclasses.replace(
-            config.kernels, disabled=(*config.kernels.disabled, (PLAIN_KERNEL, reason))
+            config.kernels, disabled=(*config.kernels.disabled, *disabled)
         )
         config = dataclasses.replace(config, kernels=kernels)
     storages, plan = plan_load(gguf, config, weights=weights, mesh=mesh, context=context)

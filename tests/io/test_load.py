@@ -19,6 +19,7 @@ from rfjax.models.configure import configure
 from rfjax.models.decoder import forward
 from rfjax.models.params import named_leaves, param_spec
 from rfjax.quant.types import GGMLType
+from rfjax.sharding import make_mesh
 
 run = jax.jit(forward, static_argnames="config")
 
@@ -269,3 +270,13 @@ def test_the_configuration_is_checked_before_the_tensors(path):
         load(write_gguf(path, metadata, tensors))
     with pytest.raises(ModelFormatError, match="a divisor"):
         configure(read_gguf(path))
+
+
+def test_over_a_mesh_only_kernels_that_run_by_shares_are_left(path):
+    metadata, tensors = random_model(Shape())
+    write_gguf(path, metadata, tensors)
+    alone, spread = (load(path, mesh=make_mesh(model=n)).config.kernels for n in (1, 2))
+    for kernel in ("plain_matvec:BF16", "prefill_attention", "decode_attention"):
+        assert alone.why_disabled(kernel) is None
+        assert "over a mesh" in (spread.why_disabled(kernel) or "")
+    assert spread.why_disabled("quantized_matvec:Q4_K") is None
