@@ -139,7 +139,11 @@ def default_weights() -> str:
 
 
 def _with_policy(config: ModelConfig, policy: KernelPolicy | None) -> ModelConfig:
-    return config if policy is None else dataclasses.replace(config, kernels=policy)
+    """The configuration with a policy; kernels that failed their self-check stay disabled."""
+    if policy is None:
+        return config
+    disabled = (*config.kernels.disabled, *policy.disabled)
+    return dataclasses.replace(config, kernels=dataclasses.replace(policy, disabled=disabled))
 
 
 def _any_packed(params: Params) -> bool:

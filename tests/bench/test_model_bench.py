@@ -1,10 +1,13 @@
 """Measuring whole models: what is computed, counted and refused. No assertion on speed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rfjax.bench.subject
 from rfjax.bench.case import Case
 from rfjax.bench.model_bench import BenchConfig, bench
 from rfjax.bench.roof import Roof
@@ -27,6 +30,19 @@ CASES = (
 @pytest.fixture(scope="module")
 def subject(tiny_llama_path):
     return from_file(tiny_llama_path)
+
+
+def test_a_kernel_that_failed_its_self_check_stays_disabled(tiny_llama_path, monkeypatch):
+    failed = ("quantized_matvec:Q4_K", "wrong")
+
+    def load(*args, **kwargs):
+        model = rfjax.load(*args, **kwargs)
+        config = dataclasses.replace(model.config, kernels=KernelPolicy(disabled=(failed,)))
+        return dataclasses.replace(model, config=config)
+
+    monkeypatch.setattr(rfjax.bench.subject, "load", load)
+    kernels = from_file(tiny_llama_path, policy=KernelPolicy("pallas")).config.kernels
+    assert kernels == KernelPolicy("pallas", disabled=(failed,))
 
 
 def test_every_kind_of_case_is_measured(subject):
