@@ -1,8 +1,8 @@
-"""Which implementation of an operation runs, and why: the one place that decides. No JAX.
+"""Which implementations operations have, and the policy by which one is taken. No JAX.
 
 Every operation has its plain-JAX reference, "xla", which always accepts. "pallas" is a kernel,
 which may decline with a reason. None takes the kernel where it accepts; asking for one by name
-never falls back to another.
+never falls back to another. For given arguments `rfjax.ops.kernel_target` decides.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ class Choice:
 def choose(
     op: str, implementation: Implementation | None = None, *, on_gpu: bool = False
 ) -> Choice:
-    """Decide what runs an operation.
+    """What runs an operation whose arguments its kernels accept.
 
     Args:
         op: a name of `OPS`.
