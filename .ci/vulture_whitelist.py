@@ -18,3 +18,4 @@ type_v
 jsonl  # values of flags
 xla
 dir  # triton reads it of its settings
+jaxlib  # a field of what a self-check holds for, read with all others

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rfjax.errors import UnsupportedError
+from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.selfcheck.case import CheckCase, Trial
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ def run_checks(cases: Sequence[CheckCase], *, seed: int | None = None) -> tuple[
         seed: of the random numbers; None takes others each time.
 
     Returns:
-        A result a case, in order. A kernel that does not compile or run is a result as well.
+        A result a case, in order. A kernel that does not compile or run is a result as well. Where
+        one leaves the device unusable, it is the last: nothing can run in this process any more.
+
+    Raises:
+        CapacityError: the device's memory is used up.
     """
     start = time.perf_counter()
     entropy = np.random.SeedSequence(seed)
@@ -71,9 +76,21 @@ def run_checks(cases: Sequence[CheckCase], *, seed: int | None = None) -> tuple[
             pool.submit(_compile, case.make(rng))
             for case, rng in zip(cases, generators, strict=True)
         ]
-        results = tuple(_result(case, future) for case, future in zip(cases, prepared, strict=True))
+        results = []
+        for case, future in zip(cases, prepared, strict=True):
+            results.append(_result(case, future))
+            if results[-1].verdict == "failed" and not _device_answers():
+                break
     logger.info("self-check took %.1f s", time.perf_counter() - start)
-    return results
+    return tuple(results)
+
+
+def _device_answers() -> bool:
+    """Whether the device still computes: a wrong access to its memory ends that."""
+    try:
+        return float(jax.jit(lambda x: x + 1)(jnp.ones(()))) == 2
+    except jax.errors.JaxRuntimeError:
+        return False
 
 
 def _compile(trial: Trial) -> tuple[Any, Trial]:
@@ -90,6 +107,11 @@ def _result(
     except UnsupportedError as error:
         return CheckResult(*common, "declines", reason=str(error))
     except FAILURES as error:
+        if "out of memory" in str(error).lower():  # says nothing about the kernel
+            raise CapacityError(
+                "self-check: the device's memory is used up. Close what else uses it, or leave the "
+                "check out by selfcheck=False"
+            ) from error
         text = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
         return CheckResult(*common, "failed", reason=text)
     error = trial.error(found)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from rfjax.errors import UnsupportedError
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.pallas.target import current_target
 from rfjax.selfcheck.case import CheckCase
@@ -32,6 +33,9 @@ def guarded(
         policy: what a model would use.
         cases: what it would meet.
         record: of results; None takes the user's.
+
+    Raises:
+        UnsupportedError, CapacityError: as `checked`.
     """
     cases = [case for case in cases if policy.why_disabled(case.kernel) is None]
     if not cases or not kernels_run_here(policy):
@@ -59,22 +63,48 @@ def checked(
 ) -> tuple[CheckResult, ...]:
     """A result for every case: the remembered one, or else tried now and remembered.
 
+    A kernel that is remembered not to compile or run is not tried on other cases: they fail.
+
     Args:
         cases: what is asked.
         record: of results.
         again: try all, whatever is remembered.
+
+    Raises:
+        UnsupportedError: a kernel left the device unusable; it is remembered as failed.
+        CapacityError: as `run_checks`.
     """
     left = record.unfinished()
     if left:
         record.add(left)
     known = {} if again else record.read()
+    known |= {case.key: result for case in cases if (result := _untried(case, known))}
     missing = [case for case in cases if case.key not in known]
     if missing:
         with record.under_way(missing):
             found = run_checks(missing)
         record.add(found)
+        if len(found) < len(missing):
+            raise UnsupportedError(
+                f"the device stopped working in the self-check of {found[-1].kernel} "
+                f"({found[-1].label}): {found[-1].reason}. "
+                "Start again: it will not be used"
+            )
         known |= {result.key: result for result in found}
     return tuple(known[case.key] for case in cases)
+
+
+def _untried(case: CheckCase, known: Mapping[str, CheckResult]) -> CheckResult | None:
+    """The failure of a case whose kernel did not compile or run for another, or None.
+
+    Such a kernel is left alone: it may have taken the device with it.
+    """
+    broken = [result for result in known.values() if result.verdict == "failed"]
+    policy = KernelPolicy(disabled=tuple(failing(broken).items()))
+    reason = policy.why_disabled(case.kernel)
+    if reason is None or case.key in known:
+        return None
+    return CheckResult(case.kernel, case.label, case.limit, "failed", None, f"not tried: {reason}")
 
 
 def failing(results: Iterable[CheckResult]) -> dict[str, str]:

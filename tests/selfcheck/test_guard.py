@@ -10,11 +10,12 @@ from numpy.testing import assert_array_equal
 from support.tiny_model import tiny_llama
 
 import rfjax.ops.packed_product as packed_product
+from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.types import GGMLType
-from rfjax.selfcheck import guard
+from rfjax.selfcheck import checker, guard
 from rfjax.selfcheck.choose import all_cases, matrix_types, model_cases
 from rfjax.selfcheck.guard import checked, failing, guarded
 from rfjax.selfcheck.matvec import matvec_cases
@@ -120,6 +121,31 @@ def test_a_check_that_killed_its_process_counts_as_failed(record):
     assert not list(record.path.parent.glob("*.running"))
     (result,) = checked(cases, record, again=True)
     assert result.usable
+
+
+def test_a_kernel_that_takes_the_device_with_it_is_the_last_one(record, monkeypatch):
+    monkeypatch.setattr(packed_product, "quantized_matvec", not_compiled)
+    monkeypatch.setattr(checker, "_device_answers", lambda: False)
+    cases = [*small_case(), *matvec_cases([GGMLType.Q4_0], "float32", odd=(7, 160), width=64)]
+    with pytest.raises(UnsupportedError, match=f"stopped working in the self-check of {KERNEL}"):
+        guarded(INTERPRETED, cases, record)
+    assert failing(record.read().values()).keys() == {KERNEL}
+    # The next process leaves it alone.
+    monkeypatch.undo()
+    policy = guarded(INTERPRETED, [*cases, *matvec_cases([GGMLType.Q8_0], "float16")], record)
+    assert [name for name, _ in policy.disabled] == ["prefill_attention", KERNEL]
+    assert len(record.read()) == 4
+
+
+def test_a_full_device_says_nothing_about_a_kernel(record, monkeypatch):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+
+    monkeypatch.setattr(packed_product, "quantized_matvec", full)
+    with pytest.raises(CapacityError, match="memory is used up"):
+        guarded(INTERPRETED, small_case(), record)
+    assert record.read() == {}
+    assert not list(record.path.parent.glob("*.running"))
 
 
 def test_nothing_is_tried_where_no_kernel_runs(record, monkeypatch):
