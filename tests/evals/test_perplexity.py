@@ -18,6 +18,11 @@ def model(tiny_llama_path):
     return rfjax.load(tiny_llama_path)
 
 
+@pytest.fixture(scope="module")
+def forward():
+    return jax.jit(rfjax.forward, static_argnames="config")
+
+
 @given(st.lists(st.floats(0, 20, width=32), min_size=2, max_size=50))
 def test_the_estimate_is_the_mean_and_its_error(values):
     running = RunningPerplexity()
@@ -48,7 +53,7 @@ def test_chunks_are_disjoint_and_start_with_bos(n_ctx, extra, chunks):
 
 
 @pytest.mark.parametrize("n_ctx", [16, 33])
-def test_scores_are_those_of_forward(model, n_ctx):
+def test_scores_are_those_of_forward(model, forward, n_ctx):
     """Each scored token against the log-softmax of `forward`, one chunk at a time, in f64."""
     ids = np.random.default_rng(0).integers(3, 300, 3 * n_ctx + 5)
     result = perplexity(model, ids.tolist(), n_ctx=n_ctx, batch_size=2)
@@ -57,7 +62,7 @@ def test_scores_are_those_of_forward(model, n_ctx):
         row = ids[i * n_ctx : (i + 1) * n_ctx].copy()
         row[0] = model.tokenizer.bos_id
         logits = np.asarray(
-            rfjax.forward(model.params, row.astype(np.int32), config=model.config), np.float64
+            forward(model.params, row.astype(np.int32), config=model.config), np.float64
         )
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for position in range(n_ctx // 2 + 1, n_ctx):
@@ -71,9 +76,8 @@ def test_scores_are_those_of_forward(model, n_ctx):
 
 def test_the_result_does_not_depend_on_the_batch(model):
     ids = np.random.default_rng(1).integers(3, 300, 16 * 7).tolist()
-    seen = [perplexity(model, ids, n_ctx=16, batch_size=n).running for n in (1, 3, 7)]
+    seen = [perplexity(model, ids, n_ctx=16, batch_size=n).running for n in (2, 3)]
     np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6)
-    np.testing.assert_allclose(seen[0], seen[2], rtol=1e-6)
 
 
 def test_progress_is_told_chunk_by_chunk(model):
