@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from rfjax.io.load import load as load
     from rfjax.llm import LLM as LLM
     from rfjax.models.decoder import forward as forward
+    from rfjax.ops.dispatch import KernelPolicy as KernelPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
     "EngineConfig",
+    "KernelPolicy",
     "Model",
     "PerplexityResult",
     "RequestOutput",
@@ -33,6 +35,7 @@ __all__ = [
 
 _EXPORTS = {
     "EngineConfig": "rfjax.engine.config",
+    "KernelPolicy": "rfjax.ops.dispatch",
     "LLM": "rfjax.llm",
     "Model": "rfjax.io.load",
     "PerplexityResult": "rfjax.evals.perplexity",

@@ -22,6 +22,7 @@ from rfjax.errors import ConfigError, RequestError
 from rfjax.evals.perplexity import PerplexityResult, perplexity
 from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
+from rfjax.ops.dispatch import KernelPolicy
 from rfjax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -37,6 +38,8 @@ class LLM:
             sequences of a batch); None takes one. See `rfjax.sharding.make_mesh`.
         weights: "packed" or "dequantized", as in `rfjax.load`; None takes what is faster and fits.
         engine: sizes of batches, chunks and bursts.
+        kernels: which kernels may run, such as `KernelPolicy("xla")` for none; None takes one
+            wherever it accepts.
         compilation_cache: keep compiled programs in the user's cache folder.
         selfcheck: on GPUs, try the kernels before their first use and disable those that fail, as
             `rfjax.load` does.
@@ -53,6 +56,7 @@ class LLM:
         mesh: Mesh | None = None,
         weights: str | None = None,
         engine: EngineConfig | None = None,
+        kernels: KernelPolicy | None = None,
         compilation_cache: bool = True,
         selfcheck: bool = True,
     ):
@@ -65,6 +69,7 @@ class LLM:
             mesh=mesh,
             weights=weights,
             context=engine.max_context,
+            kernels=kernels,
             selfcheck=selfcheck,
         )
         limit = self._model.config.context_length

@@ -25,6 +25,7 @@ from rfjax.io.storage import Storage, Weights, resolve_weights, store
 from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
+from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.packed_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
@@ -77,6 +78,7 @@ def load(
     mesh: Mesh | None = None,
     weights: str | None = None,
     context: int | None = None,
+    kernels: KernelPolicy | None = None,
     selfcheck: bool = True,
 ) -> Model:
     """Load a GGUF file, all parts of a split one included.
@@ -92,6 +94,8 @@ def load(
             the file's type; "dequantized" makes all of them plain numbers of `dtype`. None takes
             packed on GPUs; on the CPU, where plain numbers are faster, dequantized if they fit.
         context: tokens of one sequence for whose cache room must be left; None asks for few.
+        kernels: which kernels may run (see `rfjax.ops.dispatch`); None takes one wherever it
+            accepts. It becomes part of the model's configuration.
         selfcheck: on GPUs, try every kernel that the model uses against f64 before its first use,
             and disable those that fail (see `rfjax.selfcheck`). It takes seconds, once: results
             are remembered for the device and the versions of everything.
@@ -106,15 +110,15 @@ def load(
     gguf = read_gguf(path)
     gguf.check_data()
     config = configure(gguf, dtype=resolve_dtype(dtype))
+    if kernels is not None:
+        config = dataclasses.replace(config, kernels=kernels)
     mesh = None if mesh is None else automatic(mesh)
     if mesh is not None and mesh.size > 1:
         # XLA would gather a kernel's operands whole on every device; packed products run by shares.
         reason = "over a mesh plain JAX computes each device's share where it lies"
         disabled = ((name, reason) for name in _ONE_DEVICE_KERNELS)
-        kernels = dataclasses.replace(
-            config.kernels, disabled=(*config.kernels.disabled, *disabled)
-        )
-        config = dataclasses.replace(config, kernels=kernels)
+        fewer = dataclasses.replace(config.kernels, disabled=(*config.kernels.disabled, *disabled))
+        config = dataclasses.replace(config, kernels=fewer)
     storages, plan = plan_load(gguf, config, weights=weights, mesh=mesh, context=context)
     logger.info("%s: %s", gguf.path, plan)
     tokenizer = read_tokenizer(gguf)
@@ -124,8 +128,8 @@ def load(
     spec = param_spec(config)
     params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
     if selfcheck:
-        kernels = guarded(config.kernels, model_cases(matrix_types(params), config))
-        config = dataclasses.replace(config, kernels=kernels)
+        passed = guarded(config.kernels, model_cases(matrix_types(params), config))
+        config = dataclasses.replace(config, kernels=passed)
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
     return Model(params, config, tokenizer, str(gguf.path), mesh, plan)
 

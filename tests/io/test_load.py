@@ -18,6 +18,7 @@ from rfjax.io.load import check_tensors, load, resolve_dtype
 from rfjax.models.configure import configure
 from rfjax.models.decoder import forward
 from rfjax.models.params import named_leaves, param_spec
+from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.types import GGMLType
 from rfjax.sharding import make_mesh
 
@@ -280,3 +281,10 @@ def test_over_a_mesh_only_kernels_that_run_by_shares_are_left(path):
         assert alone.why_disabled(kernel) is None
         assert "over a mesh" in (spread.why_disabled(kernel) or "")
     assert spread.why_disabled("quantized_matvec:Q4_K") is None
+
+
+def test_the_kernels_that_may_run_become_part_of_the_configuration(path):
+    tiny_llama(path)
+    assert load(path).config.kernels == KernelPolicy()
+    policy = KernelPolicy("xla")
+    assert load(path, kernels=policy).config.kernels == policy
