@@ -11,6 +11,7 @@ from rfjax.ops.sharded_product import is_spread
 from rfjax.pallas.grouped_matvec import MAX_PAIRS
 from rfjax.pallas.pack_activations import pack_activations
 from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
+from rfjax.pallas.plain_matvec import TYPES as PLAIN_TYPES
 from rfjax.pallas.plain_matvec import plain_matvec
 from rfjax.pallas.quantized_matvec import MAX_ROWS, quantized_matvec
 from rfjax.pallas.target import Target
@@ -26,8 +27,6 @@ PLAIN_KERNEL = "plain_matvec"
 
 GROUPED_KERNEL = "grouped_matvec"
 """The same of that for packed experts."""
-
-_PLAIN_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def target_of_product(rows: int, weight: Weight, policy: KernelPolicy) -> Target | None:
@@ -71,7 +70,7 @@ def _named(kernel: str, weight: Weight) -> tuple[str, str | None]:
         known = weight.type in LAYOUTS
         reason = None if known else f"{weight.type.name} has no packed layout that kernels read"
         return f"{kernel}:{weight.type.name}", reason
-    type = _PLAIN_TYPES.get(weight.dtype.name)
+    type = PLAIN_TYPES.get(weight.dtype.name)
     if type is None:
         return kernel, f"it takes no weights of dtype {weight.dtype.name}"
     return f"{kernel}:{type}", None
