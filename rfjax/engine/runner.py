@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rfjax.cache.dense import DenseCache, LayerCache, cache_bytes, cache_sharding, init_cache
+from rfjax.cache.dense import DenseCache, cache_bytes, cache_sharding, init_cache
 from rfjax.engine import state as steps
 from rfjax.engine.buckets import SMALLEST_CAPACITY, prefill_chunks, round_up_power_of_two
 from rfjax.engine.compiler_options import compiler_options
@@ -183,7 +183,11 @@ class Runner:
             cache_sharding(self._mesh, rows, layer.k.shape[1]) for layer in state.cache.layers
         )
         placed = jax.tree.map(lambda _: by_row, state)
-        layers = tuple(LayerCache(k=split, v=split) for split in caches)
+        # A tree of shardings in the shape of the arrays'.
+        layers = tuple(
+            jax.tree.map(lambda _, split=split: split, layer)
+            for layer, split in zip(state.cache.layers, caches, strict=True)
+        )
         return dataclasses.replace(placed, cache=DenseCache(layers=layers))
 
     def _pinned(self, state: DecodeState) -> DecodeState:
