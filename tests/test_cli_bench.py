@@ -57,7 +57,7 @@ def test_a_file_as_json(run, tiny_llama_path):
 def test_settings_that_are_not_the_defaults_show(run):
     flags = ("-p", "0", "-n", "1", "-r", "1", "--no-roof", "--dtype", "bfloat16", "-ub", "32")
     flags += ("--weights", "packed", "--implementation", "xla")
-    code, out, _ = run("--synthetic", "tiny", *flags)
+    code, out, _ = run("--synthetic", "tiny:q8_0", *flags)
     head, _, row = (line.split("|") for line in out.splitlines()[:3])
     assert code == 0
     names = ["dtype", "weights", "implementation", "n_ubatch"]
@@ -78,13 +78,13 @@ def test_single_operations(run):
 
 
 def test_a_chain_of_layers(run):
-    flags = ("-s", "tiny:q4_0-pure", "-m", "1,3", "--no-roof")
+    flags = ("-s", "tiny:q8_0", "-m", "1,3", "--no-roof")
     code, out, _ = run("--op", "chain", *flags, "-o", "jsonl")
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [(row["model"], row["n_layers"], row["m"]) for row in found] == [
-        ("tiny:q4_0-pure", 3, 1),
-        ("tiny:q4_0-pure", 3, 3),
+        ("tiny:q8_0", 3, 1),
+        ("tiny:q8_0", 3, 3),
     ]
 
 
@@ -99,10 +99,10 @@ def test_attention(run):
 
 
 def test_a_kernel_that_declines_leaves_its_row_out(run):
-    flags = ("--shapes", "32x64", "--types", "f32", "--implementation", "pallas")
+    flags = ("--shapes", "32x256", "--types", "iq2_s", "--implementation", "pallas")
     code, out, err = run("--op", "linear", *flags, "-m", "1", "-o", "json", "--no-roof")
     assert (code, json.loads(out)) == (0, [])
-    assert "32x64 F32 x1: " in err
+    assert "32x256 IQ2_S x1: " in err
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_a_kernel_that_declines_leaves_its_row_out(run):
         (("-s", "tiny", "--rows", "1"), "--rows goes with --op linear or chain"),
         (("--op", "chain", "--types", "q4_0"), "--types goes with --op linear"),
         (("--op", "attention", "--shapes", "1x2"), "decode:BATCHxTOKENS"),
-        (("--op", "chain", "-s", "tiny-moe", "--no-roof"), "a chain needs dense layers"),
+        (("--op", "chain", "-s", "tiny-moe:q8_0", "--no-roof"), "a chain needs dense layers"),
         (("-s", "tiny", "-p", "many"), "'many', expected numbers"),
         (("-s", "tiny", "-pg", "1"), "two numbers such as 512,128"),
         (("-s", "tiny", "-p", "0", "-n", "0"), "nothing to measure"),
         (("-s", "tiny", "-r", "0"), "repetitions: got 0"),
-        (("-s", "tiny", "-n", "2000", "-p", "0", "--no-roof"), "takes a context of 2000"),
+        (("-s", "tiny:q8_0", "-n", "2000", "-p", "0", "--no-roof"), "takes a context of 2000"),
         (("-s", "none"), "no shape is named 'none'"),
         (("-s", "tiny", "-o", "sql"), "sql"),
         (("--op", "linear", "--types", "q9"), "got 'q9'"),

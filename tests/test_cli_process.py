@@ -25,7 +25,9 @@ def environment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
     """A model that generates for minutes."""
-    return tiny_llama(tmp_path_factory.mktemp("models") / "endless.gguf", context_length=2**16)
+    return tiny_llama(
+        tmp_path_factory.mktemp("models") / "endless.gguf", n_layers=1, context_length=2**16
+    )
 
 
 def start(*args, env, **streams):
