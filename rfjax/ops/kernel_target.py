@@ -28,6 +28,8 @@ def kernel_target(
     if target == "interpret" and not (by_name or policy.interpret):
         return None
     reason = policy.why_disabled(kernel) or declines(target)
+    if target == "unknown":
+        reason = "kernels are written for NVIDIA GPUs and for AMD's gfx9, gfx11 and gfx12"
     if reason is None:
         return target
     if by_name:

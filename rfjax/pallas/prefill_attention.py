@@ -215,10 +215,11 @@ def _kernel(
     if config.peel and lowest is None:
         carry = jax.lax.fori_loop(0, full_blocks, functools.partial(step, False), carry)
         first_block = full_blocks
-    acc, best, total = jax.lax.fori_loop(first_block, blocks, functools.partial(step, True), carry)
-    # A query that has seen nothing is still at the floor.
-    real = (best > FLOOR / 2) & (positions >= 0)
-    norm = jnp.where(real, 1.0 / jnp.maximum(total, 1e-30), 0.0)
+    acc, _, total = jax.lax.fori_loop(first_block, blocks, functools.partial(step, True), carry)
+    # By the mask, not by the scores: NaN must stay NaN, and a maximum may drop it.
+    first_key = 0 if lowest is None else jnp.maximum(lowest, 0)
+    real = (positions >= 0) & (highest >= first_key)
+    norm = 1.0 / jnp.where(real, total, 1.0)
     out = jnp.where(real[:, None], acc * norm[:, None], 0.0).astype(out_ref.dtype)
     plt.store(out_ref.at[at_queries], out, mask=q_mask)
 

@@ -4,19 +4,20 @@ from typing import Any, Literal
 
 import jax
 
-Target = Literal["cuda", "gfx9", "gfx11", "interpret"]
+Target = Literal["cuda", "gfx9", "gfx11", "interpret", "unknown"]
+"""NVIDIA; AMD's CDNA; AMD's RDNA 3 and 4; no GPU; a GPU whose instructions no kernel names."""
 
 
 def current_target() -> Target:
     """The target of code traced now.
 
     The abstract device of the mesh in use if it names an AMD architecture (that is how a program
-    is lowered for a device that is not there), else the first device of the default backend.
+    is lowered for a device that is not there), else JAX's default device.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None and device.device_kind.startswith("gfx"):
         return _amd(device.device_kind)
-    return target_of(jax.devices()[0])
+    return target_of(_default_device())
 
 
 def current_device_kind() -> str:
@@ -24,7 +25,15 @@ def current_device_kind() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None and device.device_kind.startswith("gfx"):
         return device.device_kind
-    return jax.devices()[0].device_kind
+    return _default_device().device_kind
+
+
+def _default_device() -> Any:
+    """The device that `jax.default_device` names, or the first of the default backend."""
+    chosen = jax.config.jax_default_device
+    if chosen is None:
+        return jax.devices()[0]
+    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
 
 
 def target_of(device: Any) -> Target:
@@ -37,4 +46,6 @@ def target_of(device: Any) -> Target:
 
 
 def _amd(architecture: str) -> Target:
-    return "gfx9" if architecture.startswith("gfx9") else "gfx11"
+    if architecture.startswith("gfx9"):
+        return "gfx9"
+    return "gfx11" if architecture.startswith(("gfx11", "gfx12")) else "unknown"

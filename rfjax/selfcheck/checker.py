@@ -11,13 +11,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxlib.mlir.ir import MLIRError
 
 from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.selfcheck.case import CheckCase, Trial
 
 logger = logging.getLogger(__name__)
 
-FAILURES = (jax.errors.JaxRuntimeError, NotImplementedError, ValueError)
+FAILURES = (jax.errors.JaxRuntimeError, MLIRError, NotImplementedError, TypeError, ValueError)
 """What JAX raises where a kernel cannot be lowered, compiled or run on a device."""
 
 _SHOWN_CHARACTERS = 300
