@@ -67,9 +67,9 @@ def test_a_mesh_without_a_model_axis_replicates():
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(width=64, n_heads=8, n_kv_heads=8, ffn_width=64, vocab_size=48),
-        Shape(width=64, n_heads=8, n_kv_heads=2, head_dim=6, ffn_width=52, vocab_size=41),
-        Shape("qwen3moe", n_heads=8, n_kv_heads=4, n_experts=8, n_used=2),
+        Shape(n_layers=1, width=64, n_heads=8, n_kv_heads=8, ffn_width=64, vocab_size=48),
+        Shape(n_layers=1, width=64, n_heads=8, head_dim=6, ffn_width=52, vocab_size=41),
+        Shape("qwen3moe", 1, n_heads=8, n_kv_heads=4, n_experts=8, n_used=2),
     ],
     ids=["divides", "ragged", "experts"],
 )
@@ -160,7 +160,7 @@ PACKED = {
 }
 
 
-@pytest.fixture(scope="module", params=PACKED)
+@pytest.fixture(scope="module")
 def packed_alone(request, tmp_path_factory):
     """A packed model on one device, tokens, and their logits in f64."""
     shape, types = PACKED[request.param]
@@ -172,7 +172,18 @@ def packed_alone(request, tmp_path_factory):
     return model, tokens, logits
 
 
-@pytest.mark.parametrize(("data", "model"), [(1, 2), (1, 4), (1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize(
+    ("packed_alone", "data", "model"),
+    [
+        ("dense", 1, 2),
+        ("dense", 1, 8),
+        ("dense", 2, 4),
+        ("experts", 1, 8),
+        ("experts", 2, 4),
+        ("experts", 8, 1),
+    ],
+    indirect=["packed_alone"],
+)
 def test_packed_weights_on_a_mesh(packed_alone, data, model):
     alone, tokens, expected = packed_alone
     mesh = make_mesh(data=data, model=model)
@@ -220,26 +231,33 @@ def test_what_cannot_be_cut_is_replicated_with_the_reason(tmp_path, caplog):
     assert not any("ffn_gate" in message for message in caplog.messages)
 
 
-@pytest.mark.parametrize(
-    ("weights", "data", "model"), [("packed", 1, 2), ("packed", 2, 4), ("dequantized", 2, 2)]
-)
-def test_a_mesh_generates_and_scores_as_one_device(tmp_path, monkeypatch, weights, data, model):
-    path = tiny_llama(tmp_path / "m.gguf", width=128, n_layers=1, quantized=True)
+def answers(path, weights=None, mesh=None):
+    """What a model generates, twice from the same programs, and its perplexity."""
+    llm = rfjax.LLM(path, weights=weights, mesh=mesh, compilation_cache=False)
     prompts = [[5, 6, 7], [9], [30, 31, 32, 33]]
     params = rfjax.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
-    text = list(range(3, 100))
+    outputs = llm.generate(prompts, params)
+    assert llm.generate(prompts, params) == outputs
+    return outputs, llm.perplexity(list(range(3, 100)), n_ctx=32).perplexity
 
-    def answers(mesh):
-        llm = rfjax.LLM(path, weights=weights, mesh=mesh, compilation_cache=False)
-        outputs = llm.generate(prompts, params)
-        llm.generate(prompts, params)
-        return outputs, llm.perplexity(text, n_ctx=32).perplexity
 
-    expected, perplexity = answers(None)
+@pytest.fixture(scope="module")
+def answers_alone(tmp_path_factory):
+    """A model's file, and its answers on one device."""
+    folder = tmp_path_factory.mktemp("answers")
+    path = tiny_llama(folder / "m.gguf", width=128, n_layers=1, quantized=True)
+    return path, *answers(path)
+
+
+@pytest.mark.parametrize(("weights", "data", "model"), [("packed", 2, 4), ("dequantized", 2, 2)])
+def test_a_mesh_generates_and_scores_as_one_device(
+    answers_alone, monkeypatch, weights, data, model
+):
+    path, expected, perplexity = answers_alone
     chex.clear_trace_counter()
     monkeypatch.setattr(steps, "decode", chex.assert_max_traces(steps.decode, n=1))
     monkeypatch.setattr(steps, "prefill", chex.assert_max_traces(steps.prefill, n=1))
-    found, on_mesh = answers(make_mesh(data=data, model=model))
+    found, on_mesh = answers(path, weights, make_mesh(data=data, model=model))
     assert [o.token_ids for o in found] == [o.token_ids for o in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
