@@ -121,15 +121,17 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(
-    "types",
+    ("name", "types"),
     [
-        [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.F16],
-        [GGMLType.Q3_K, GGMLType.Q5_K, GGMLType.IQ4_XS, GGMLType.Q2_K],
-        [GGMLType.Q4_0, GGMLType.Q8_0, GGMLType.Q5_1, GGMLType.IQ1_M],
+        ("dense", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.F16]),
+        ("dense", [GGMLType.Q3_K, GGMLType.Q5_K, GGMLType.IQ4_XS, GGMLType.Q2_K]),
+        ("tied", [GGMLType.Q4_0, GGMLType.Q8_0, GGMLType.Q5_1, GGMLType.IQ1_M]),
+        ("tied", [GGMLType.Q6_K, GGMLType.Q4_K, GGMLType.F16]),
+        ("experts", [GGMLType.Q4_K, GGMLType.Q5_1, GGMLType.F16]),
+        ("experts", [GGMLType.Q3_K, GGMLType.IQ4_XS, GGMLType.Q8_0, GGMLType.Q2_K]),
     ],
-    ids=lambda types: "-".join(t.name for t in types),
+    ids=lambda value: value if isinstance(value, str) else "-".join(t.name for t in value),
 )
 def test_packed_logits_are_those_of_plain_weights_bit_for_bit(tmp_path, name, types):
     path = write(tmp_path / "m.gguf", SHAPES[name], types)
@@ -140,8 +142,10 @@ def test_packed_logits_are_those_of_plain_weights_bit_for_bit(tmp_path, name, ty
     assert_array_equal(run(packed.params, tokens, config=packed.config), expected)
 
 
-@pytest.mark.parametrize("piece", [600, 5000, 50_000])
-@pytest.mark.parametrize("mesh", [None, (1, 2), (2, 4)], ids=["one", "two", "eight"])
+@pytest.mark.parametrize(
+    ("piece", "mesh"),
+    [(600, None), (50_000, None), (5000, (1, 2)), (600, (2, 4)), (50_000, (2, 4))],
+)
 def test_pieces_make_the_whole(tmp_path, monkeypatch, piece, mesh):
     types = [GGMLType.Q6_K, GGMLType.Q4_0, GGMLType.IQ3_S]
     path = write(tmp_path / "m.gguf", SHAPES["experts"], types)
