@@ -24,10 +24,10 @@ LENGTH, CAPACITY = 48, 64
 
 SHAPES = {
     "llama": (Shape(width=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_width=80), {}),
-    "qwen2": (Shape("qwen2", width=48, n_heads=6, n_kv_heads=1, head_dim=8, tied=True), {}),
-    "qwen3": (Shape("qwen3", width=64, n_heads=4, n_kv_heads=4, head_dim=24), {}),
+    "qwen2": (Shape("qwen2", 1, width=48, n_heads=6, n_kv_heads=1, head_dim=8, tied=True), {}),
+    "qwen3": (Shape("qwen3", 1, width=64, n_heads=4, n_kv_heads=4, head_dim=24), {}),
     "mistral3": (
-        Shape("mistral3", width=64, head_dim=16),
+        Shape("mistral3", 1, width=64, head_dim=16),
         {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": 4.0,
