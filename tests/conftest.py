@@ -30,4 +30,4 @@ def conformance() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_llama_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A llama model with random weights and a vocabulary of bytes, letters and a few pairs."""
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf", n_layers=1)

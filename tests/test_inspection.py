@@ -23,7 +23,7 @@ def test_a_model_that_runs(tiny_llama_path):
     embedding = next(row for row in found.tensors if row.name == "token_embd.weight")
     assert (embedding.shape, embedding.type) == ((n_tokens, 64), "F32")
     assert f"spm, {n_tokens} tokens; chat templates: default" in checks(found)["tokenizer"].reason
-    assert "2 layers, width 64" in checks(found)["configuration and tensors"].reason
+    assert "1 layers, width 64" in checks(found)["configuration and tensors"].reason
 
 
 def test_types_are_summed_largest_first(tmp_path):
