@@ -1,5 +1,7 @@
 """Attention against a loop over queries in NumPy f64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,7 @@ def reference(q, k, v, positions, lengths, mask, scale):
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
-@pytest.mark.parametrize(("n_heads", "n_kv"), [(1, 1), (4, 4), (6, 2), (8, 1)])
+@pytest.mark.parametrize(("n_heads", "n_kv"), [(4, 4), (6, 2)])
 def test_every_mask_and_grouping(mask, n_heads, n_kv):
     q, k, v = draw(n_heads, 2, 7, n_heads, n_kv, 13, 8)
     positions = np.array([[0, 1, 2, 3, 9, 11, 12], [6, 7, 8, 9, 10, 11, 12]], np.int32)
@@ -132,7 +134,7 @@ def test_segments_of_a_long_row(mask):
     assert_allclose(jitted(q, k, v, keys_are_queries=True, **arguments), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("length", [31, 32, 33])
+@pytest.mark.parametrize("length", [32, 33])
 def test_blocks_where_scores_would_take_too_much(monkeypatch, length):
     """Blocks of 16 queries, the last one padded, and none of them sees it."""
     q, k, v = draw(8, 2, length, 2, 1, 40, 4)
@@ -140,13 +142,8 @@ def test_blocks_where_scores_would_take_too_much(monkeypatch, length):
     lengths = np.array([40, 37], np.int32)
     expected = reference(q, k, v, positions, lengths, Mask("window", 9), 0.5)
     monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
-    found = attention_module.attention(
-        *map(jnp.asarray, (q, k, v)),
-        query_positions=jnp.asarray(positions),
-        key_lengths=jnp.asarray(lengths),
-        mask=Mask("window", 9),
-        scale=0.5,
-    )
+    run = functools.partial(attention, mask=Mask("window", 9), scale=0.5)
+    found = jax.jit(run)(q, k, v, query_positions=positions, key_lengths=lengths)
     assert found.shape == q.shape
     assert_allclose(found, expected, atol=2e-6)
 
@@ -180,7 +177,7 @@ def test_the_dtype_of_the_queries_is_kept():
     assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
 
 
-@pytest.mark.parametrize(("length", "batch"), [(1, 1), (1, 2), (2, 1), (3, 2), (16, 1)])
+@pytest.mark.parametrize(("length", "batch"), [(1, 1), (3, 2), (16, 1)])
 def test_a_row_does_not_depend_on_what_is_beside_it(length, batch):
     """Bit for bit, in f32 on the CPU: other queries, other sequences."""
     q, k, v = draw(7, 3, 40, 4, 2, 64, 32)
@@ -250,7 +247,7 @@ def test_gradients_through_the_kernel():
             )
             return jnp.sum(out * out)
 
-        return jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
 
     for found, expected in zip(gradients(KernelPolicy("pallas")), gradients(None), strict=True):
         assert np.abs(expected).max() > 0.1
