@@ -112,7 +112,7 @@ def type_of(name: str, shape: tuple[int, ...], mix: str, model: MixModel) -> GGM
     if not name.endswith(".weight") or len(shape) < 2 or stem == "ffn_gate_inp":
         return GGMLType.F32  # norms, biases and routers
     pure = _pure_type(mix) if mix.endswith(_PURE) else None
-    return _fitting(pure or _chosen(name, stem, shape, mix, model), shape[-1])
+    return _fitting(pure if pure is not None else _chosen(name, stem, shape, mix, model), shape[-1])
 
 
 def _chosen(name: str, stem: str, shape: tuple[int, ...], mix: str, model: MixModel) -> GGMLType:

@@ -87,6 +87,7 @@ def test_a_pure_type_is_everywhere():
     for name in ("output.weight", "token_embd.weight", "blk.0.attn_v.weight"):
         assert type_of(name, (64, 256), "IQ2_XS-pure", model) == GGMLType.IQ2_XS
         assert type_of(name, (64, 96), "q4_K-pure", model) == GGMLType.Q5_0
+        assert type_of(name, (64, 256), "f32-pure", model) == GGMLType.F32
 
 
 def test_unknown_mixes_are_refused_with_the_nearest():
