@@ -30,7 +30,7 @@ def current_device_kind() -> str:
 
 def _default_device() -> Any:
     """The device that `jax.default_device` names, or the first of the default backend."""
-    chosen = jax.config.jax_default_device
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if chosen is None:
         return jax.devices()[0]
     return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
