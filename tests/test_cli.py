@@ -354,11 +354,11 @@ def test_inspect_shows_what_is_asked(run, tiny_llama_path):
     assert (code, err) == (0, "")
     assert "llama.block_count" in out
     assert "... (365 in all)]" in out
-    assert "blk.1.attn_k.weight" not in out
+    assert "blk.0.attn_k.weight" not in out
     assert all(line == line.rstrip() for line in out.splitlines())
     out = run("inspect", tiny_llama_path, "--tensors")[1]
     assert any(
-        line.split() == ["blk.1.attn_k.weight", "32", "x", "64", "F32", "8192", "32", "plain"]
+        line.split() == ["blk.0.attn_k.weight", "32", "x", "64", "F32", "8192", "32", "plain"]
         for line in out.splitlines()
     )
     assert "in all)" not in run("inspect", tiny_llama_path, "--metadata")[1]

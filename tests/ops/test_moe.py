@@ -252,4 +252,5 @@ def test_gradients_of_plain_experts_are_those_of_plain_jax():
 
     found, expected = jax.tree.leaves(gradients(INTERPRET)), jax.tree.leaves(gradients(XLA))
     for a, b in zip(found, expected, strict=True):
-        assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        # By norms: the sine of large sums turns their last bits into more in single elements.
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)

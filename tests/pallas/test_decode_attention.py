@@ -243,8 +243,8 @@ def test_donated_caches_are_updated_in_place():
 
     q, k, v, k_cache, v_cache, cos, sin = arrays
     arguments = (q, k, v, (k_cache, v_cache), cos, sin)
-    jaxpr = jax.make_jaxpr(step)(*arguments)
-    (call,) = (e for e in jaxpr.eqns if e.primitive.name == "pallas_call")
+    (jitted,) = jax.make_jaxpr(step)(*arguments).eqns
+    (call,) = (e for e in jitted.params["jaxpr"].eqns if e.primitive.name == "pallas_call")
     aliased = {call.invars[i].aval.shape for i, _ in call.params["input_output_aliases"]}
     assert aliased == {k_cache.shape, v_cache.shape}
     assert not options
