@@ -8,9 +8,7 @@ from rfjax.errors import ConfigError
 from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
 from rfjax.pallas.quantized_matvec import MAX_ROWS
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.types import GGMLType
-
-_PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 
 _LAUNCHES = (
     ("attn_q", "attn_k", "attn_v"),
@@ -39,7 +37,7 @@ class TuneCase:
     @property
     def kernel(self) -> str:
         """Name of the kernel that takes such weights."""
-        return "plain_matvec" if self.types[0] in _PLAIN else "quantized_matvec"
+        return "plain_matvec" if self.types[0] in NATIVE_DTYPES else "quantized_matvec"
 
     def __str__(self) -> str:
         weights = " + ".join(f"{n} {t.name}" for n, t in zip(self.sizes, self.types, strict=True))
@@ -93,7 +91,7 @@ def _launches(
     output = "output.weight" if "output.weight" in matrices else "token_embd.weight"
     for names in [*groups, [output]]:
         together = [matrices[name] for name in names if name in matrices]
-        for kinds in (LAYOUTS, _PLAIN):
+        for kinds in (LAYOUTS, NATIVE_DTYPES):
             taken = [(type, shape) for type, shape in together if type in kinds]
             if taken:
                 types, shapes = zip(*taken, strict=True)
@@ -101,11 +99,11 @@ def _launches(
 
 
 def _most(type: GGMLType) -> int:
-    return MAX_PLAIN if type in _PLAIN else MAX_ROWS
+    return MAX_PLAIN if type in NATIVE_DTYPES else MAX_ROWS
 
 
 def _checked(case: TuneCase) -> TuneCase:
-    if case.types[0] not in (*LAYOUTS, *_PLAIN):
-        known = ", ".join(type.name.lower() for type in (*LAYOUTS, *_PLAIN))
+    if case.types[0] not in (*LAYOUTS, *NATIVE_DTYPES):
+        known = ", ".join(type.name.lower() for type in (*LAYOUTS, *NATIVE_DTYPES))
         raise ConfigError(f"type: no kernel takes {case.types[0].name}, expected one of {known}")
     return case

@@ -74,8 +74,8 @@ def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[C
     from rfjax.io.load import plan_load, resolve_dtype
     from rfjax.models.configure import configure
     from rfjax.quant.layout import LAYOUTS
+    from rfjax.quant.types import NATIVE_DTYPES
     from rfjax.selfcheck.choose import all_cases, model_cases
-    from rfjax.selfcheck.matvec import PLAIN
 
     if model is not None:
         if types is not None:
@@ -87,7 +87,7 @@ def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[C
         return model_cases(matrices, config)
     if types is None:
         return all_cases(resolve_dtype(dtype))
-    known = {type.name: type for type in (*LAYOUTS, *PLAIN)}
+    known = {type.name: type for type in (*LAYOUTS, *NATIVE_DTYPES)}
     chosen = types.upper().split(",")
     unknown = [name for name in chosen if name not in known]
     if unknown:

@@ -16,7 +16,7 @@ from rfjax.io.gguf_tensors import TensorInfo
 from rfjax.models.params import Params, ParamSpec, named_leaves
 from rfjax.quant.layout import GROUP, LAYOUTS, PLANE_AXES, groups_per_column
 from rfjax.quant.qtensor import pack
-from rfjax.quant.types import BLOCK_SIZES, GGMLType
+from rfjax.quant.types import BLOCK_SIZES, NATIVE_DTYPES, GGMLType
 from rfjax.sharding import leaf_sharding, plane_spec
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,6 @@ logger = logging.getLogger(__name__)
 Weights = Literal["packed", "dequantized"]
 """What becomes of weight matrices: they stay as the file has them, or become plain numbers of the
 model's dtype."""
-
-NATIVE_DTYPES: Mapping[GGMLType, str] = {
-    GGMLType.F32: "float32",
-    GGMLType.F16: "float16",
-    GGMLType.BF16: "bfloat16",
-}
-"""Types that devices compute with as they stand in a file."""
 
 _CONVERTED = (GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64)
 """Types that become f32 whatever else is asked for."""

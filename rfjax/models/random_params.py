@@ -14,10 +14,8 @@ from rfjax.models.type_mix import MixModel, type_of
 from rfjax.quant.formats import dequantize
 from rfjax.quant.qtensor import Weight, pack
 from rfjax.quant.random_blocks import with_scales
-from rfjax.quant.types import BLOCK_SIZES, GGMLType
+from rfjax.quant.types import BLOCK_SIZES, NATIVE_DTYPES, GGMLType
 from rfjax.typing import Array, UInt8
-
-_PLAIN = {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
 
 
 def tensor_types(config: ModelConfig, mix: str, model: MixModel) -> dict[str, GGMLType]:
@@ -112,9 +110,9 @@ def random_weight(
 def _jitted_weight():
     def make(key: Array, shape: tuple[int, ...], type: GGMLType, dtype: str | None) -> Weight:
         deviation = shape[-1] ** -0.5
-        if type in _PLAIN:
+        if type in NATIVE_DTYPES:
             values = jax.random.normal(key, shape, jnp.float32) * jnp.float32(deviation)
-            return values.astype(_PLAIN[type] if dtype is None else dtype)
+            return values.astype(NATIVE_DTYPES[type] if dtype is None else dtype)
         blocks = random_blocks(key, shape, type, deviation)
         return (
             pack(blocks, type) if dtype is None else dequantize(blocks, type, shape).astype(dtype)

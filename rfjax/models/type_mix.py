@@ -11,7 +11,7 @@ import difflib
 
 from rfjax.errors import ConfigError
 from rfjax.quant.formats import FORMATS
-from rfjax.quant.types import BLOCK_SIZES, GGMLType
+from rfjax.quant.types import BLOCK_SIZES, NATIVE_DTYPES, GGMLType
 
 MIXES: dict[str, GGMLType] = {
     "f32": GGMLType.F32,
@@ -50,7 +50,6 @@ _NARROWER_BLOCKS = {
 }
 """What takes the place of a type with blocks of 256 where rows are not whole blocks."""
 
-_PLAIN = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 _LAYERS_OF_70B = 80
 _EXPERTS_OF_MIXTRAL = 8
 
@@ -118,7 +117,7 @@ def type_of(name: str, shape: tuple[int, ...], mix: str, model: MixModel) -> GGM
 def _chosen(name: str, stem: str, shape: tuple[int, ...], mix: str, model: MixModel) -> GGMLType:
     """The type before it is known to fit the rows."""
     base = MIXES[mix]
-    if base in _PLAIN:
+    if base in NATIVE_DTYPES:
         return base
     if stem == "output" or (stem == "token_embd" and model.tied_output):
         if mix == "mxfp4_moe" or shape[-1] % BLOCK_SIZES[base][0]:

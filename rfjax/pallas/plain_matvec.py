@@ -18,10 +18,11 @@ from jax.experimental.pallas import triton as plt
 
 from rfjax.pallas.target import Target
 from rfjax.pallas.tuned_config import tuned
+from rfjax.quant.types import NATIVE_DTYPES
 from rfjax.typing import Array, Float
 
 TYPES: Mapping[str, str] = MappingProxyType(
-    {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+    {dtype: type.name for type, dtype in NATIVE_DTYPES.items()}
 )
 """GGML's names of the dtypes that weights may have."""
 

@@ -5,6 +5,8 @@ Source of the numbers: ggml's `enum ggml_type` and its block structs (ggml-commo
 """
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 
 
 class GGMLType(enum.IntEnum):
@@ -85,3 +87,8 @@ BLOCK_SIZES: dict[GGMLType, tuple[int, int]] = {
     GGMLType.Q2_0: (64, 18),
 }
 """For each type: elements in a block, bytes of a block."""
+
+NATIVE_DTYPES: Mapping[GGMLType, str] = MappingProxyType(
+    {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
+)
+"""The dtype, by name, of the types whose numbers devices multiply as they are."""

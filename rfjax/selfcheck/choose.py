@@ -8,10 +8,10 @@ from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params
 from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.qtensor import QTensor
-from rfjax.quant.types import GGMLType
+from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
 from rfjax.selfcheck.case import CheckCase
-from rfjax.selfcheck.matvec import PLAIN, experts_case, matvec_cases, together_case
+from rfjax.selfcheck.matvec import experts_case, matvec_cases, together_case
 
 _TOGETHER = (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)
 """What llama-quantize makes of queries, keys and values."""
@@ -30,7 +30,7 @@ def all_cases(dtype: str, types: Iterable[GGMLType] | None = None) -> tuple[Chec
         dtype: of the activations.
         types: of weights; None takes all that have a kernel.
     """
-    types = tuple((*LAYOUTS, *PLAIN) if types is None else types)
+    types = tuple((*LAYOUTS, *NATIVE_DTYPES) if types is None else types)
     together = [together_case(_TOGETHER, dtype)] if set(_TOGETHER) <= set(types) else []
     experts = [experts_case(stacks, dtype) for stacks in _EXPERTS if set(stacks) <= set(types)]
     return (*matvec_cases(types, dtype), *together, *experts, *attention_cases(TYPICAL, dtype))
@@ -59,7 +59,7 @@ def matrix_types(params: Params) -> dict[str, GGMLType]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda leaf: isinstance(leaf, QTensor)
     )
-    plain = {dtype: type for type, dtype in PLAIN.items()}
+    plain = {dtype: type for type, dtype in NATIVE_DTYPES.items()}
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): (
             leaf.type if isinstance(leaf, QTensor) else plain[leaf.dtype.name]
@@ -89,5 +89,5 @@ def _experts(
         if gate is None or up is None or down is None:
             continue
         stacks = (gate, up, down)
-        if all(type in LAYOUTS for type in stacks) or all(type in PLAIN for type in stacks):
+        if all(type in LAYOUTS for type in stacks) or all(type in NATIVE_DTYPES for type in stacks):
             yield stacks

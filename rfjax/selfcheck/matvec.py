@@ -3,8 +3,7 @@
 Activations are packed by their kernel on the way, as in a model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.qtensor import QTensor, Weight, pack_numpy
 from rfjax.quant.random_blocks import with_scales
-from rfjax.quant.types import BLOCK_SIZES, GGMLType
+from rfjax.quant.types import BLOCK_SIZES, NATIVE_DTYPES, GGMLType
 from rfjax.selfcheck.case import CheckCase, Trial, relative_error
 
 _LIMIT = 1e-4
@@ -25,11 +24,6 @@ _LIMIT = 1e-4
 
 _ROUNDED = {"float32": _LIMIT, "float16": 1e-3, "bfloat16": 6e-3}
 """Of results in a narrower dtype, which are rounded once."""
-
-PLAIN: Mapping[GGMLType, str] = MappingProxyType(
-    {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
-)
-"""Types whose weights are plain numbers."""
 
 _BY_NAME = KernelPolicy("pallas")
 _EPS = 1e-5
@@ -53,7 +47,7 @@ def matvec_cases(
         width: columns of the others.
     """
     for type in types:
-        if type in LAYOUTS or type in PLAIN:
+        if type in LAYOUTS or type in NATIVE_DTYPES:
             yield _plain(type, *odd, 1, dtype)
             yield _plain(type, 128, width, 3, dtype)
             yield _gated(type, 64, width, dtype)
@@ -155,7 +149,7 @@ def experts_case(
         arguments = (x, weights, chosen, *(stack for stack, _ in stacks))
         return Trial(function, arguments, lambda found: relative_error(found, expected))
 
-    name = PLAIN_KERNEL if types[0] in PLAIN else GROUPED_KERNEL
+    name = PLAIN_KERNEL if types[0] in NATIVE_DTYPES else GROUPED_KERNEL
     label = f"experts {hidden}x{width}, {' + '.join(type.name for type in types)}, {dtype}"
     # Where the types differ, no single one is to blame.
     kernel = f"{name}:{types[0].name}" if len(set(types)) == 1 else name
@@ -163,13 +157,13 @@ def experts_case(
 
 
 def _kernel(type: GGMLType) -> str:
-    return f"{PLAIN_KERNEL if type in PLAIN else KERNEL}:{type.name}"
+    return f"{PLAIN_KERNEL if type in NATIVE_DTYPES else KERNEL}:{type.name}"
 
 
 def _weight(rng: np.random.Generator, type: GGMLType, n: int, k: int) -> tuple[Weight, np.ndarray]:
     """A random matrix and its values in f64."""
-    if type in PLAIN:
-        plain = _rounded(rng.standard_normal((n, k)) * k**-0.5, PLAIN[type])
+    if type in NATIVE_DTYPES:
+        plain = _rounded(rng.standard_normal((n, k)) * k**-0.5, NATIVE_DTYPES[type])
         return plain, plain.astype(np.float64)  # pyright: ignore[reportReturnType]
     elements, size = BLOCK_SIZES[type]
     raw = rng.integers(0, 256, (n, k // elements, size), dtype=np.uint8)
