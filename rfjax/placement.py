@@ -13,7 +13,7 @@ from rfjax.io.memory import MemoryPlan
 from rfjax.io.storage import Storage
 from rfjax.models.configure import configure
 from rfjax.ops.dispatch import KernelPolicy
-from rfjax.ops.packed_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
+from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
 from rfjax.pallas.target import current_target
 from rfjax.quant.layout import LAYOUTS
 from rfjax.selfcheck.guard import remembered_policy

@@ -26,7 +26,7 @@ from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
 from rfjax.ops.dispatch import KernelPolicy
-from rfjax.ops.packed_product import PLAIN_KERNEL
+from rfjax.ops.kernel_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
 from rfjax.selfcheck.choose import matrix_types, model_cases

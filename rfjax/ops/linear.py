@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from rfjax.ops.activation import ACTIVATIONS, gated
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
+from rfjax.ops.kernel_product import kernel_products, target_of_product
 from rfjax.ops.norm import rms_norm
-from rfjax.ops.packed_product import packed_products, plain_products, target_of_product
 from rfjax.ops.reduce import rows_product
 from rfjax.ops.sharded_product import is_spread, sharded_product
 from rfjax.pallas.target import current_target
@@ -119,33 +119,16 @@ def embed(token_ids: Int[Array, " T"], weight: Weight, dtype: jnp.dtype) -> Floa
 
 def _kernel(x, norm, projections, residual, activation, out_dtype, target):
     """One launch for weights that are all packed, or all plain."""
-    packed = isinstance(projections[0].weight, QTensor)
-    if not packed and norm is not None:
-        # Programs of the plain kernel read the whole input: normalised once, before.
-        x, norm = rms_norm(x, norm.weight, norm.eps), None
-    eps = 0.0 if norm is None else norm.eps
+    scale, eps = (None, 0.0) if norm is None else norm
     reference = functools.partial(_reference, eps=eps, activation=activation, out_dtype=out_dtype)
-    weights, biases = [p.weight for p in projections], [p.bias for p in projections]
-    function = None if activation is None else ACTIVATIONS[activation]
-    if not packed:
-        return plain_products(
-            x,
-            weights,
-            biases,
-            residual,
-            function,
-            out_dtype,
-            reference=lambda x, *operands: reference(x, None, *operands),
-            target=target,
-        )
-    return packed_products(
+    return kernel_products(
         x,
-        None if norm is None else norm.weight,
+        scale,
         eps,
-        weights,
-        biases,
+        [p.weight for p in projections],
+        [p.bias for p in projections],
         residual,
-        function,
+        None if activation is None else ACTIVATIONS[activation],
         out_dtype,
         reference=reference,
         target=target,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from rfjax.ops.activation import ACTIVATIONS, gated
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
+from rfjax.ops.kernel_product import target_of_experts, with_xla_gradient
 from rfjax.ops.linear import linear
-from rfjax.ops.packed_product import target_of_experts, with_xla_gradient
 from rfjax.ops.reduce import exp_below_best, row_sum
 from rfjax.ops.sharded_product import is_spread
 from rfjax.pallas.grouped_matvec import grouped_matvec

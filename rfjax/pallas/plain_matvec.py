@@ -18,6 +18,7 @@ from jax.experimental.pallas import triton as plt
 
 from rfjax.pallas.target import Target
 from rfjax.pallas.tuned_config import tuned
+from rfjax.pallas.weight_tiles import over_tiles, tile_counts
 from rfjax.quant.types import NATIVE_DTYPES
 from rfjax.typing import Array, Float
 
@@ -107,7 +108,7 @@ def products(x_ref, weight, first_row, config: Config, m: int) -> list[list[Arra
     return [[jnp.sum(total) for total in row] for row in totals]
 
 
-def _kernel(*refs, tiles, gated, has_bias, has_residual, config, m):
+def _kernel(*refs, gated, has_bias, has_residual, config, m):
     refs = list(refs)
     take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
     (x_ref,) = take(1)
@@ -115,7 +116,6 @@ def _kernel(*refs, tiles, gated, has_bias, has_residual, config, m):
     biases = [take(1)[0] if has else None for has in has_bias]
     residual = take(1)[0] if has_residual else None
     outputs = refs
-    program = pl.program_id(0)
 
     def product(index: int, first_row):
         totals = products(x_ref, weights[index], first_row, config, m)
@@ -133,28 +133,14 @@ def _kernel(*refs, tiles, gated, has_bias, has_residual, config, m):
                     total = total + residual[at].astype(jnp.float32)
                 output[at] = total.astype(output.dtype)
 
-    def first_row_of(tile, output):
-        # The last tile is moved up to end at the last row: some rows are computed twice, alike.
-        return jnp.minimum(tile * config.rows, output.shape[1] - config.rows)
+    def compute(index: int, first_row):
+        totals = product(index, first_row)
+        if gated is not None:
+            pairs = zip(totals, product(1, first_row), strict=True)
+            totals = [[gated(g) * u for g, u in zip(*pair, strict=True)] for pair in pairs]
+        write(outputs[index], first_row, totals)
 
-    if gated is not None:
-        first_row = first_row_of(program, outputs[0])
-        gates, ups = product(0, first_row), product(1, first_row)
-        pairs = [zip(g, u, strict=True) for g, u in zip(gates, ups, strict=True)]
-        write(outputs[0], first_row, [[gated(g) * u for g, u in row] for row in pairs])
-        return
-    start = 0
-    for index, count in enumerate(tiles):
-
-        def compute(index=index, start=start):
-            first_row = first_row_of(program - start, outputs[index])
-            write(outputs[index], first_row, product(index, first_row))
-
-        if len(tiles) == 1:
-            compute()
-        else:
-            pl.when((program >= start) & (program < start + count))(compute)
-        start += count
+    over_tiles(outputs, config.rows, compute)
 
 
 # Jitted by itself, so that layers alike are traced and lowered once.
@@ -193,10 +179,8 @@ def plain_matvec(
     config = config or tuned(Config, "plain_matvec", type, *shape, target)
     config = config or heuristic(*shape, target)
     biases = list(biases or [None] * len(weights))
-    tiles = tuple(pl.cdiv(n, config.rows) for n in sizes)
     kernel = functools.partial(
         _kernel,
-        tiles=tiles,
         gated=gated,
         has_bias=tuple(bias is not None for bias in biases),
         has_residual=residual is not None,
@@ -208,7 +192,7 @@ def plain_matvec(
     outputs = sizes[:1] if gated is not None else sizes
     results = pl.pallas_call(
         kernel,
-        grid=(tiles[0] if gated is not None else sum(tiles),),
+        grid=(sum(tile_counts(outputs, config.rows)),),
         out_shape=[jax.ShapeDtypeStruct((m, n), out_dtype) for n in outputs],
         compiler_params=plt.CompilerParams(num_warps=config.warps, num_stages=1),
         interpret=target == "interpret",

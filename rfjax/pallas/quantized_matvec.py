@@ -21,6 +21,7 @@ from rfjax.pallas.intrinsics import dot4, lookup16, opaque, shift_right, signed_
 from rfjax.pallas.pack_activations import PackedActivations
 from rfjax.pallas.target import Target
 from rfjax.pallas.tuned_config import tuned
+from rfjax.pallas.weight_tiles import over_tiles, tile_counts
 from rfjax.quant.bits import Array
 from rfjax.quant.fp4 import E2M1
 from rfjax.quant.iq4 import LEVELS
@@ -339,7 +340,7 @@ def _load_activations(ref, *index, tile: _Tile, first_group: int, words: bool = 
     return _masked_load(ref, index, inside, shape)
 
 
-def _kernel(*refs, layouts, planes, tiles, gated, has_bias, has_residual, config, m, target):
+def _kernel(*refs, layouts, planes, gated, has_bias, has_residual, config, m, target):
     refs = list(refs)
     take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
     x_refs = take(3)
@@ -347,7 +348,6 @@ def _kernel(*refs, layouts, planes, tiles, gated, has_bias, has_residual, config
     biases = [take(1)[0] if has else None for has in has_bias]
     residual = take(1)[0] if has_residual else None
     outputs = refs
-    program = pl.program_id(0)
 
     def product(index: int, first_row):
         totals = _accumulate(x_refs, layouts[index], weights[index], first_row, config, m, target)
@@ -364,27 +364,14 @@ def _kernel(*refs, layouts, planes, tiles, gated, has_bias, has_residual, config
                 total = total + residual[at].astype(jnp.float32)
             output[at] = total.astype(output.dtype)
 
-    def first_row_of(tile, output):
-        # The last tile is moved up to end at the last row: some rows are computed twice, alike.
-        return jnp.minimum(tile * config.rows, output.shape[1] - config.rows)
+    def compute(index: int, first_row):
+        totals = product(index, first_row)
+        if gated is not None:
+            ups = product(1, first_row)
+            totals = [gated(g) * u for g, u in zip(totals, ups, strict=True)]
+        write(outputs[index], first_row, totals)
 
-    if gated is not None:
-        first_row = first_row_of(program, outputs[0])
-        gates, ups = product(0, first_row), product(1, first_row)
-        write(outputs[0], first_row, [gated(g) * u for g, u in zip(gates, ups, strict=True)])
-        return
-    start = 0
-    for index, count in enumerate(tiles):
-
-        def compute(index=index, start=start):
-            first_row = first_row_of(program - start, outputs[index])
-            write(outputs[index], first_row, product(index, first_row))
-
-        if len(tiles) == 1:
-            compute()
-        else:
-            pl.when((program >= start) & (program < start + count))(compute)
-        start += count
+    over_tiles(outputs, config.rows, compute)
 
 
 # Jitted by itself, so that layers alike are traced and lowered once.
@@ -422,12 +409,10 @@ def quantized_matvec(
     biases = list(biases or [None] * len(weights))
     layouts = tuple(LAYOUTS[weight.type] for weight in weights)
     planes = tuple(tuple(weight.planes) for weight in weights)
-    tiles = tuple(pl.cdiv(n, config.rows) for n in sizes)
     kernel = functools.partial(
         _kernel,
         layouts=layouts,
         planes=planes,
-        tiles=tiles,
         gated=gated,
         has_bias=tuple(bias is not None for bias in biases),
         has_residual=residual is not None,
@@ -441,11 +426,12 @@ def quantized_matvec(
     operands += [bias for bias in biases if bias is not None]
     operands += [residual] if residual is not None else []
     outputs = sizes[:1] if gated is not None else sizes
-    return pl.pallas_call(
+    results = pl.pallas_call(
         kernel,
-        grid=(tiles[0] if gated is not None else sum(tiles),),
+        grid=(sum(tile_counts(outputs, config.rows)),),
         out_shape=[jax.ShapeDtypeStruct((m, n), out_dtype) for n in outputs],
         compiler_params=plt.CompilerParams(num_warps=config.warps, num_stages=1),
         interpret=target == "interpret",
         name="quantized_matvec_" + "_".join(weight.type.name.lower() for weight in weights),
     )(*operands)
+    return list(results)

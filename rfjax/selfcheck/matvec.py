@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn
-from rfjax.ops.packed_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.qtensor import QTensor, Weight, pack_numpy

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from support.tiny_model import tiny_llama
 
-import rfjax.ops.packed_product as packed_product
+import rfjax.ops.kernel_product as kernel_product
 from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
@@ -73,7 +73,7 @@ def not_lowered(*args, **kwargs):
     raise NotImplementedError("no rule")
 
 
-ORIGINAL = packed_product.quantized_matvec
+ORIGINAL = kernel_product.quantized_matvec
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ ORIGINAL = packed_product.quantized_matvec
 def test_a_broken_kernel_is_disabled_and_the_model_is_right(
     model, record, monkeypatch, caplog, broken, reason
 ):
-    monkeypatch.setattr(packed_product, "quantized_matvec", broken)
+    monkeypatch.setattr(kernel_product, "quantized_matvec", broken)
     policy = guarded(INTERPRETED, small_case(), record)
     (_, (name, why)) = policy.disabled
     assert name == KERNEL
@@ -124,7 +124,7 @@ def test_a_check_that_killed_its_process_counts_as_failed(record):
 
 
 def test_a_kernel_that_takes_the_device_with_it_is_the_last_one(record, monkeypatch):
-    monkeypatch.setattr(packed_product, "quantized_matvec", not_compiled)
+    monkeypatch.setattr(kernel_product, "quantized_matvec", not_compiled)
     monkeypatch.setattr(checker, "_device_answers", lambda: False)
     cases = [*small_case(), *matvec_cases([GGMLType.Q4_0], "float32", odd=(7, 160), width=64)]
     with pytest.raises(UnsupportedError, match=f"stopped working in the self-check of {KERNEL}"):
@@ -141,7 +141,7 @@ def test_a_full_device_says_nothing_about_a_kernel(record, monkeypatch):
     def full(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
 
-    monkeypatch.setattr(packed_product, "quantized_matvec", full)
+    monkeypatch.setattr(kernel_product, "quantized_matvec", full)
     with pytest.raises(CapacityError, match="memory is used up"):
         guarded(INTERPRETED, small_case(), record)
     assert record.read() == {}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
+from rfjax.ops.norm import rms_norm
 from rfjax.ops.sharded_product import is_spread
 from rfjax.pallas.grouped_matvec import MAX_PAIRS
 from rfjax.pallas.pack_activations import pack_activations
@@ -93,11 +94,11 @@ def with_xla_gradient(kernel: Callable, reference: Callable) -> Callable:
     return product
 
 
-def packed_products(
+def kernel_products(
     x: Float[Array, "M K"],
     norm: Float[Array, " K"] | None,
     eps: float,
-    weights: Sequence[QTensor],
+    weights: Sequence[Weight],
     biases: Sequence[Array | None],
     residual: Float[Array, "M N"] | None,
     activation: Callable | None,
@@ -106,55 +107,31 @@ def packed_products(
     reference: Callable,
     target: Target,
 ) -> list[Array]:
-    """Results of `quantized_matvec` on packed, and first RMS-normalised, activations.
+    """Products of one input with weights that are all packed, or all plain, in one launch.
 
     Args:
+        x: any float dtype; RMS-normalised first where `norm`, the norm's weights, is given.
+        activation: of a gate, which then is the first of two weights.
         reference: the same function of `(x, norm, weights, biases, residual)` in plain JAX.
+
+    Returns:
+        `[M, N_i]` for each weight; a single one with `activation`.
     """
 
     def kernel(x, norm, weights, biases, residual):
-        packed = pack_activations(x, norm=norm, eps=eps, target=target)
-        results = quantized_matvec(
-            packed,
-            weights,
-            biases=biases,
-            residual=residual,
-            gated=activation,
-            out_dtype=out_dtype,
-            target=target,
-        )
-        return list(results)  # as the reference gives them
+        shared = {
+            "biases": biases,
+            "residual": residual,
+            "gated": activation,
+            "out_dtype": out_dtype,
+            "target": target,
+        }
+        if isinstance(weights[0], QTensor):
+            packed = pack_activations(x, norm=norm, eps=eps, target=target)
+            return quantized_matvec(packed, weights, **shared)
+        # Programs of the plain kernel read the whole input: normalised once, before.
+        h = x if norm is None else rms_norm(x, norm, eps)
+        return plain_matvec(h, weights, **shared)
 
     product = with_xla_gradient(kernel, reference)
     return product(x, norm, list(weights), list(biases), residual)
-
-
-def plain_products(
-    x: Float[Array, "M K"],
-    weights: Sequence[Float[Array, "N K"]],
-    biases: Sequence[Array | None],
-    residual: Float[Array, "M N"] | None,
-    activation: Callable | None,
-    out_dtype: jnp.dtype,
-    *,
-    reference: Callable,
-    target: Target,
-) -> list[Array]:
-    """Results of `plain_matvec`.
-
-    Args:
-        reference: the same function of `(x, weights, biases, residual)` in plain JAX.
-    """
-
-    def kernel(x, weights, biases, residual):
-        return plain_matvec(
-            x,
-            weights,
-            biases=biases,
-            residual=residual,
-            gated=activation,
-            out_dtype=out_dtype,
-            target=target,
-        )
-
-    return with_xla_gradient(kernel, reference)(x, list(weights), list(biases), residual)
