@@ -126,7 +126,7 @@ def _tune(case: TuneCase, config: TuneConfig, target: Target) -> TuneResult:
     x = jax.random.normal(jax.random.key(config.seed + 1), (case.m, case.k), jnp.float32)
     expected = _expected(x, copies[0])
     operand = x if case.kernel == "plain_matvec" else pack_activations_reference(x)
-    shape = min(case.sizes), case.k, case.m
+    shape = min(case.sizes), case.k, case.m, target
     space = plain_space(*shape) if case.kernel == "plain_matvec" else quantized_space(*shape)
 
     def compiled(candidate: Config) -> Launch:

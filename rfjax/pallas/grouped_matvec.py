@@ -15,15 +15,13 @@ from jax.experimental.pallas import triton as plt
 from rfjax.pallas import plain_matvec as plain
 from rfjax.pallas import quantized_matvec as quantized
 from rfjax.pallas.pack_activations import PackedActivations
-from rfjax.pallas.target import Target
+from rfjax.pallas.target import Target, lanes_of
 from rfjax.quant.layout import GROUP, LAYOUTS, groups_per_column
 from rfjax.quant.qtensor import QTensor
 from rfjax.typing import Array, Float, Int
 
 MAX_PAIRS = 256
 """Most rows. Beyond, experts are shared by enough rows that reading them once a row loses."""
-
-_LANES = 32
 
 
 class _Chosen:
@@ -41,17 +39,19 @@ class _Chosen:
         return self._stack.at[(self._number, *index)]
 
 
-def heuristic(n: int, k: int) -> quantized.Config:
+def heuristic(n: int, k: int, target: Target = "cuda") -> quantized.Config:
     """A configuration that always works: experts are small, so that lanes left idle count."""
+    lanes = lanes_of(target)
     groups = groups_per_column(k)
     n_columns = k // (GROUP * groups)
 
     def lanes_in_use(columns: int) -> float:
         chunks = pl.cdiv(n_columns, columns)
-        return min(groups, _LANES // columns) * n_columns / (chunks * _LANES)
+        return min(groups, lanes // columns) * n_columns / (chunks * lanes)
 
-    columns = max((1, 2, 4, 8, 16, 32), key=lambda c: (lanes_in_use(c), c))
-    return quantized.Config(min(2, n), min(groups, _LANES // columns), columns, 1)
+    candidates = [c for c in (1, 2, 4, 8, 16, 32, 64) if c <= lanes]
+    columns = max(candidates, key=lambda c: (lanes_in_use(c), c))
+    return quantized.Config(min(2, n), min(groups, lanes // columns), columns, 1)
 
 
 def _quantized_kernel(*refs, layouts, planes, gated, config, target):
@@ -110,7 +110,7 @@ def grouped_matvec(
     if isinstance(x, PackedActivations):
         packed = [stack for stack in stacks if isinstance(stack, QTensor)]
         layouts = tuple(LAYOUTS[stack.type] for stack in packed)
-        config = config or heuristic(n, k)
+        config = config or heuristic(n, k, target)
         kernel = functools.partial(
             _quantized_kernel,
             layouts=layouts,

@@ -8,6 +8,11 @@ Target = Literal["cuda", "gfx9", "gfx11", "interpret", "unknown"]
 """NVIDIA; AMD's CDNA; AMD's RDNA 3 and 4; no GPU; a GPU whose instructions no kernel names."""
 
 
+def lanes_of(target: Target) -> int:
+    """Lanes of a wave: what NVIDIA calls a warp, and Triton everywhere."""
+    return 64 if target == "gfx9" else 32
+
+
 def current_target() -> Target:
     """The target of code traced now.
 

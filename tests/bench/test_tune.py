@@ -25,7 +25,7 @@ Q4_K, Q6_K, BF16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.BF16
 def test_the_fastest_setting_that_is_right_wins(monkeypatch):
     (case,) = given_cases(["4x1024"], ["q4_0"], [1])
     space = [Config(1, 8, 4, 1), Config(2, 8, 4, 1), Config(4, 8, 4, 1)]
-    monkeypatch.setattr(module, "quantized_space", lambda n, k, m: space)
+    monkeypatch.setattr(module, "quantized_space", lambda n, k, m, target: space)
     kernel = module.quantized.quantized_matvec
 
     def broken(*args, config, **options):
@@ -38,7 +38,7 @@ def test_the_fastest_setting_that_is_right_wins(monkeypatch):
     (result,) = tune([case], QUICK)
     assert (result.config, result.tried, result.failed) == (space[0], 1, 2)
     assert (result.clock, result.seconds) == ("host", result.heuristic_seconds)
-    monkeypatch.setattr(module, "quantized_space", lambda n, k, m: space[1:])
+    monkeypatch.setattr(module, "quantized_space", lambda n, k, m, target: space[1:])
     with pytest.raises(UnsupportedError, match="none of 2 settings works"):
         next(tune([case], QUICK))
 
@@ -57,7 +57,7 @@ def test_launches_of_several_weights_and_plain_ones():
 def test_times_of_the_device_count_where_the_profiler_sees_it(monkeypatch):
     case = given_cases(["4x1024"], ["q8_0"], [1])[0]
     space = [Config(1, 8, 4, 1), Config(2, 8, 4, 1)]
-    monkeypatch.setattr(module, "quantized_space", lambda n, k, m: space)
+    monkeypatch.setattr(module, "quantized_space", lambda n, k, m, target: space)
     seen = [4e-6, 5e-6, 1e-6, 2e-6]
     monkeypatch.setattr(module, "device_seconds", lambda run, name: (run(), seen)[1])
     (result,) = tune([case], QUICK)
