@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Before JAX is imported: mesh tests need several devices, and the numbers here are the CPU's.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,10 +12,33 @@ if "xla_force_host_platform_device_count" not in _flags:
 
 import jax
 import pytest
+from support.quick_compile import quick_compile
 from support.tiny_model import tiny_llama
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def quickly_compiled() -> list[str]:
+    """Files whose programs JAX may still hold, hardly optimized."""
+    return []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly_or_as_users_do(
+    request: pytest.FixtureRequest, quickly_compiled: list[str]
+) -> Iterator[None]:
+    """Files marked `quick_compile` compile quickly; others get nothing that those compiled."""
+    if request.node.get_closest_marker("quick_compile"):
+        quickly_compiled.append(request.node.nodeid)
+        with quick_compile():
+            yield
+        return
+    if quickly_compiled:
+        jax.clear_caches()
+        quickly_compiled.clear()
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ import rfjax.config
 from rfjax.cli.app import app
 from rfjax.ops.dispatch import OPS
 
+pytestmark = pytest.mark.quick_compile
+
 TEXT = "The cat sat on the mat, and the dog ate it all. " * 12
 
 

@@ -11,6 +11,8 @@ import rfjax.bench.roof
 import rfjax.engine.compilation_cache
 from rfjax.cli.app import app
 
+pytestmark = pytest.mark.quick_compile
+
 
 @pytest.fixture
 def run(monkeypatch):

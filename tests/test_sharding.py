@@ -22,6 +22,8 @@ from rfjax.quant.qtensor import QTensor, dequantize_packed
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 from rfjax.sharding import automatic, leaf_sharding, make_mesh, plane_spec
 
+pytestmark = pytest.mark.quick_compile
+
 run = jax.jit(forward, static_argnames="config")
 
 

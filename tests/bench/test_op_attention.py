@@ -11,6 +11,8 @@ from rfjax.bench.roof import Roof
 from rfjax.errors import ConfigError
 from rfjax.ops.dispatch import KernelPolicy
 
+pytestmark = pytest.mark.quick_compile
+
 SMALL = AttentionConfig(working_set=1, repeats=1)
 CASES = (
     AttentionCase("decode", 2, 40, n_heads=4, n_kv_heads=2, head_dim=16),

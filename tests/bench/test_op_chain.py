@@ -12,6 +12,8 @@ from rfjax.ops.activation import gated
 from rfjax.ops.linear import linear
 from rfjax.ops.norm import rms_norm
 
+pytestmark = pytest.mark.quick_compile
+
 
 @pytest.fixture(scope="module")
 def subject():

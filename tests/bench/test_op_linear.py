@@ -8,6 +8,8 @@ from rfjax.bench.roof import Roof
 from rfjax.errors import ConfigError
 from rfjax.quant.types import GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 SMALL = OpConfig(working_set=1 << 16, max_products=4, repeats=1)
 
 

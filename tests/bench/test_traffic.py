@@ -11,6 +11,8 @@ from rfjax.models.params import param_spec
 from rfjax.models.random_params import random_params, tensor_types
 from rfjax.models.shape import ExpertsShape, ModelShape
 
+pytestmark = pytest.mark.quick_compile
+
 SHAPE = ModelShape(
     architecture="llama",
     label="x",

@@ -18,6 +18,8 @@ from rfjax.pallas.quantized_matvec import Config
 from rfjax.pallas.tuned_config import parse
 from rfjax.quant.types import GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 QUICK = TuneConfig(working_set=1, repeats=2, interpret=True)
 Q4_K, Q6_K, BF16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.BF16
 

@@ -14,6 +14,8 @@ from rfjax.engine.runner import Runner
 from rfjax.errors import ModelFormatError
 from rfjax.evals.perplexity import perplexity
 
+pytestmark = pytest.mark.quick_compile
+
 
 def test_infinities_pass_and_nan_does_not():
     check_not_nan(np.asarray([0.0, -np.inf]), "float16")

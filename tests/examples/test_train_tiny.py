@@ -16,6 +16,8 @@ import rfjax
 from rfjax.io.gguf import read_gguf
 from rfjax.models.params import named_leaves
 
+pytestmark = pytest.mark.quick_compile
+
 FLAGS = {
     "vocab_size": 320,
     "n_layers": 1,

@@ -16,6 +16,8 @@ from rfjax.models.decoder import forward, hidden_states, output_projection, proj
 from rfjax.models.params import named_leaves
 from rfjax.ops.mask import Mask
 
+pytestmark = pytest.mark.quick_compile
+
 LENGTH = 9
 
 run = jax.jit(forward, static_argnames="config")

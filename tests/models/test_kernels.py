@@ -17,6 +17,8 @@ from rfjax.models.shape import ExpertsShape, ModelShape
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.types import GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 BATCH, CAPACITY = 2, 32
 
 DENSE = ModelShape(

@@ -12,6 +12,8 @@ from rfjax.models.shape import load_shape
 from rfjax.quant.qtensor import QTensor, dequantize_packed
 from rfjax.quant.types import GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 
 @pytest.mark.parametrize(("name", "mix"), [("tiny", "q4_k_m"), ("tiny-moe", "mxfp4_moe")])
 def test_logits_of_a_random_model_are_of_order_one(name, mix):

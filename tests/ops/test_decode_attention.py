@@ -15,6 +15,8 @@ from rfjax.ops.mask import Mask
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.rope import apply_rope
 
+pytestmark = pytest.mark.quick_compile
+
 PALLAS = KernelPolicy("pallas")
 POSITIONS = jnp.asarray([11, 0, -1], jnp.int32)
 

@@ -14,6 +14,8 @@ from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
 from rfjax.quant.qtensor import pack
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 XLA, INTERPRET = KernelPolicy("xla"), KernelPolicy(interpret=True)
 _K = 64
 

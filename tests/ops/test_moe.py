@@ -14,6 +14,8 @@ from rfjax.ops.moe import expert_ffn, route
 from rfjax.quant.qtensor import pack
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 _D, _F = 6, 5
 
 XLA, INTERPRET = KernelPolicy("xla"), KernelPolicy(interpret=True)

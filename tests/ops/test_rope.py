@@ -12,6 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from rfjax.ops.rope import Rope, apply_rope, frequencies, rope_tables
 
+pytestmark = pytest.mark.quick_compile
+
 PLAIN = Rope("interleaved", 8, 10000.0)
 
 

@@ -10,6 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from rfjax.ops.sampling import SamplingState, filter_logits, penalize, sample
 
+pytestmark = pytest.mark.quick_compile
+
 V = 12
 
 draw = jax.jit(sample)

@@ -14,6 +14,8 @@ from rfjax.quant.qtensor import QTensor, dequantize_packed, pack_numpy
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 from rfjax.sharding import make_mesh, plane_spec
 
+pytestmark = pytest.mark.quick_compile
+
 KERNEL = KernelPolicy(implementation="pallas")
 SPLITS = [("model", None), (None, "model"), (None, None)]
 

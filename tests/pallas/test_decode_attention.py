@@ -22,6 +22,8 @@ from rfjax.pallas.decode_attention import (
     tuning_space,
 )
 
+pytestmark = pytest.mark.quick_compile
+
 MASKS = (Mask(), Mask("bidirectional"), Mask("window", 21), Mask("chunked", 12))
 TARGETS = ("cuda", "gfx9", "gfx11", "interpret")
 CONFIGS = {

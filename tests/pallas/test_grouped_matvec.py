@@ -12,6 +12,8 @@ from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.qtensor import pack
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 _N, _EXPERTS = 5, 3
 
 

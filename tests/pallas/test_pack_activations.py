@@ -13,6 +13,8 @@ from rfjax.pallas.pack_activations import (
     pack_activations_reference,
 )
 
+pytestmark = pytest.mark.quick_compile
+
 pack_reference = jax.jit(pack_activations_reference)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from rfjax.pallas.plain_matvec import Config, heuristic, plain_matvec
 
+pytestmark = pytest.mark.quick_compile
+
 TOLERANCE = 1e-6
 """Relative error (norms) against f64 of the same operands: only sums in f32 are rounded."""
 

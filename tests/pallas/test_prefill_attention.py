@@ -15,6 +15,8 @@ from rfjax.ops.mask import Mask
 from rfjax.pallas import prefill_attention as module
 from rfjax.pallas.prefill_attention import Config, declines, heuristic, prefill_attention
 
+pytestmark = pytest.mark.quick_compile
+
 MASKS = (Mask(), Mask("bidirectional"), Mask("window", 21), Mask("chunked", 12))
 SMALL = Config(16, 16, 4, 1)
 TARGETS = ("cuda", "gfx9", "gfx11", "interpret")

@@ -7,6 +7,8 @@ import pytest
 from rfjax.ops.mask import Mask
 from rfjax.pallas.prefill_attention import prefill_attention
 
+pytestmark = pytest.mark.quick_compile
+
 
 @pytest.mark.parametrize("where", ["query", "key"])
 def test_nan_shows_where_it_is_seen(where):
