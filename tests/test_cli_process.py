@@ -74,6 +74,15 @@ def interrupt(process) -> bytes:
     pytest.fail(f"interrupts are ignored; standard error: {err!r}")
 
 
+@pytest.fixture
+def heard_interrupts():
+    """A process in the background of a script ignores them, and those that it starts do as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_an_interrupt_ends_a_generation_quietly(environment, endless):
     args = ("generate", endless, "hello", "--ignore-eos", "-n", "60000", "-v")
     process = start(*args, env=environment)
