@@ -4,16 +4,19 @@ No AMD GPU takes part; `support.rocm` says how. Products are in a file of their 
 workers share the work. `make kernels` compiles every case for every target, which takes minutes.
 """
 
+import collections
 import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 from support.amdgcn import Code, read
-from support.kernel_cases import KernelCase, kernel_cases
+from support.kernel_cases import ONE_OF_EACH, KernelCase, kernel_cases
 from support.kernel_check import compiled, faults_of
 from support.kernel_table import DOCUMENT, TARGETS, named_cases
 from support.sample_kernel import product
+
+from rfjax.quant.layout import LAYOUTS
 
 pytest.importorskip("triton", reason="triton compiles for AMD GPUs; it exists for Linux only")
 
@@ -28,6 +31,17 @@ CASES = [
 @pytest.mark.parametrize(("case", "arch"), CASES)
 def test_a_kernel_compiles_and_fits(case, arch):
     assert not faults_of(case, compiled(case, arch))
+
+
+def test_every_target_and_every_type_are_among_what_is_compiled():
+    by_kernel = collections.defaultdict(set)
+    for case in kernel_cases():
+        by_kernel[case.name.split()[0].rstrip(",")].update(case.tested_on)
+    grouped = by_kernel.pop("grouped_matvec")  # the tiles of the two products, with an index
+    assert grouped == set(ONE_OF_EACH)
+    assert all(targets == set(TARGETS) for targets in by_kernel.values())
+    compiled_types = {case.name.split()[-1] for case in kernel_cases() if case.tested_on}
+    assert {type.name for type in LAYOUTS} <= compiled_types
 
 
 def test_the_documented_kernels_are_those_of_the_registry():
