@@ -8,58 +8,30 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from support.gguf_files import RawTensor, write_gguf
-from support.random_model import Shape, random_model, random_tokens
+from support.random_model import Shape, random_model
+from support.typed_model import SHAPES, blocks, save_typed
 
 from rfjax.errors import ConfigError
 from rfjax.io import place as place_module
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import load
 from rfjax.io.place import pieces
-from rfjax.models.decoder import forward
 from rfjax.quant.formats import FORMATS, dequantize_numpy
 from rfjax.quant.qtensor import QTensor, dequantize_packed
-from rfjax.quant.types import BLOCK_SIZES, GGMLType
+from rfjax.quant.types import GGMLType
 from rfjax.sharding import make_mesh
 
-run = jax.jit(forward, static_argnames="config")
+pytestmark = pytest.mark.quick_compile
 
-WIDE = Shape(n_layers=1, width=256, n_heads=4, head_dim=64, ffn_width=512, vocab_size=96)
+WIDE = SHAPES["dense"]
+SQUARE = Shape(
+    n_layers=1, width=256, n_heads=4, n_kv_heads=4, head_dim=64, ffn_width=256, vocab_size=256
+)
+"""All its matrices are re-ordered by one program."""
+
 PACKED = [type for type, row in FORMATS.items() if row.unpack is not None]
 NATIVE = [GGMLType.F32, GGMLType.F16, GGMLType.BF16]
 CONVERTED = [GGMLType.F64, GGMLType.I8, GGMLType.I32]
-
-
-def blocks(type, shape, seed=0):
-    """Random blocks of a type, with scales of ordinary size where a wild one gives NaN."""
-    elements, nbytes = BLOCK_SIZES[type]
-    rng = np.random.default_rng([seed, int(type)])
-    count = int(np.prod(shape)) // elements
-    raw = rng.integers(0, 256, (count, nbytes), dtype=np.uint8)
-    for _ in range(50):
-        bad = ~(np.abs(dequantize_numpy(raw, type, (count, elements))) < 100).all(axis=1)
-        if not bad.any():
-            break
-        # Bits of a scale's exponent are somewhere in the block: clear more of it each time.
-        raw[bad] &= rng.integers(0, 256, (int(bad.sum()), nbytes), dtype=np.uint8)
-    return RawTensor(type, shape, raw.tobytes())
-
-
-def write(path, shape, types, seed=0):
-    """A random model whose matrices take turns with `types`."""
-    metadata, tensors = random_model(shape, seed=seed)
-    matrices = [name for name, t in tensors.items() if t.ndim > 1 and "gate_inp" not in name]
-    typed = dict(tensors)
-    for i, name in enumerate(matrices):
-        type = types[i % len(types)]
-        if type == GGMLType.F16:
-            typed[name] = tensors[name].astype(np.float16)
-        elif type == GGMLType.BF16:
-            upper = tensors[name].view(np.uint32) >> 16
-            raw = upper.astype(np.uint16).tobytes()
-            typed[name] = RawTensor(type, tensors[name].shape, raw)
-        elif type != GGMLType.F32:
-            typed[name] = blocks(type, tensors[name].shape, seed)
-    return write_gguf(path, metadata, typed)
 
 
 def live_bytes():
@@ -79,7 +51,7 @@ MIXES = [[type] for type in (*PACKED, *NATIVE)] + [
 
 @pytest.mark.parametrize("types", MIXES, ids=lambda types: "-".join(t.name for t in types))
 def test_live_bytes_are_those_of_the_file(tmp_path, types):
-    path = write(tmp_path / "m.gguf", WIDE, types)
+    path = save_typed(tmp_path / "m.gguf", SQUARE if len(types) == 1 else WIDE, types)
     before = live_bytes()
     model = load(path, weights="packed")
     held = live_bytes() - before
@@ -112,43 +84,13 @@ def test_integers_and_f64_become_f32(tmp_path, type, weights):
     assert_array_equal(weight, values.astype(np.float32))
 
 
-SHAPES = {
-    "dense": WIDE,
-    "tied": Shape(n_layers=1, width=256, n_heads=4, head_dim=64, ffn_width=256, tied=True),
-    "experts": Shape(
-        "qwen3moe", n_layers=1, width=256, head_dim=64, expert_width=256, n_experts=4, n_used=2
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "types"),
-    [
-        ("dense", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.F16]),
-        ("dense", [GGMLType.Q3_K, GGMLType.Q5_K, GGMLType.IQ4_XS, GGMLType.Q2_K]),
-        ("tied", [GGMLType.Q4_0, GGMLType.Q8_0, GGMLType.Q5_1, GGMLType.IQ1_M]),
-        ("tied", [GGMLType.Q6_K, GGMLType.Q4_K, GGMLType.F16]),
-        ("experts", [GGMLType.Q4_K, GGMLType.Q5_1, GGMLType.F16]),
-        ("experts", [GGMLType.Q3_K, GGMLType.IQ4_XS, GGMLType.Q8_0, GGMLType.Q2_K]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(t.name for t in value),
-)
-def test_packed_logits_are_those_of_plain_weights_bit_for_bit(tmp_path, name, types):
-    path = write(tmp_path / "m.gguf", SHAPES[name], types)
-    packed, plain = load(path, weights="packed"), load(path, weights="dequantized")
-    tokens = random_tokens(0, 20, 40)
-    expected = np.asarray(run(plain.params, tokens, config=plain.config))
-    assert np.isfinite(expected).all() and expected.std() > 0
-    assert_array_equal(run(packed.params, tokens, config=packed.config), expected)
-
-
 @pytest.mark.parametrize(
     ("piece", "mesh"),
     [(600, None), (50_000, None), (5000, (1, 2)), (600, (2, 4)), (50_000, (2, 4))],
 )
 def test_pieces_make_the_whole(tmp_path, monkeypatch, piece, mesh):
     types = [GGMLType.Q6_K, GGMLType.Q4_0, GGMLType.IQ3_S]
-    path = write(tmp_path / "m.gguf", SHAPES["experts"], types)
+    path = save_typed(tmp_path / "m.gguf", SHAPES["experts"], types)
     whole = load(path, weights="packed")
     monkeypatch.setattr(place_module, "PIECE_BYTES", piece)
     mesh = None if mesh is None else make_mesh(data=mesh[0], model=mesh[1])
@@ -209,7 +151,7 @@ def test_experts_of_their_own_are_stacked_packed(tmp_path, caplog):
 
 
 def test_loaded_weights_do_not_change_with_the_file(tmp_path):
-    path = write(tmp_path / "m.gguf", WIDE, [GGMLType.F32, GGMLType.IQ3_S, GGMLType.F16])
+    path = save_typed(tmp_path / "m.gguf", WIDE, [GGMLType.F32, GGMLType.IQ3_S, GGMLType.F16])
     model = load(path, weights="packed")
     before = [np.array(leaf) for leaf in jax.tree.leaves(model.params)]
     with path.open("r+b") as file:
@@ -220,6 +162,6 @@ def test_loaded_weights_do_not_change_with_the_file(tmp_path):
 
 
 def test_an_unknown_kind_of_weights_is_refused(tmp_path):
-    path = write(tmp_path / "m.gguf", WIDE, [GGMLType.F32])
+    path = save_typed(tmp_path / "m.gguf", WIDE, [GGMLType.F32])
     with pytest.raises(ConfigError, match="weights: got 'raw', expected one of packed, deq"):
         load(path, weights="raw")
