@@ -8,6 +8,8 @@ from support.tiny_model import tiny_llama
 import rfjax
 from rfjax.errors import ConfigError, RequestError
 
+pytestmark = pytest.mark.quick_compile
+
 GREEDY = rfjax.SamplingParams(temperature=0.0, max_tokens=12)
 
 
