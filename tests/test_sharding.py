@@ -113,13 +113,14 @@ def held_by(device, params):
 
 
 def quantized(path, shape, types, seed=0):
-    """A random model whose matrices take turns with `types`, of small scales."""
+    """A random model whose sizes of matrix take turns with `types`, of small scales."""
     metadata, tensors = random_model(shape, seed=seed)
     rng = np.random.default_rng(seed)
     typed = dict(tensors)
     names = [name for name, t in tensors.items() if t.ndim > 1 and "gate_inp" not in name]
-    for i, name in enumerate(names):
-        type = types[i % len(types)]
+    sizes = list(dict.fromkeys(tensors[name].shape for name in names))
+    for name in names:
+        type = types[sizes.index(tensors[name].shape) % len(types)]
         elements, nbytes = BLOCK_SIZES[type]
         raw = rng.integers(0, 256, (tensors[name].size // elements, nbytes), dtype=np.uint8)
         layout = LAYOUTS[type]

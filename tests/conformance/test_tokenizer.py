@@ -1,5 +1,6 @@
 """Token ids of real vocabularies, as llama.cpp gives them."""
 
+import functools
 import json
 import time
 
@@ -21,13 +22,25 @@ NAMES = (
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
 
+@pytest.fixture(scope="module")
+def tokenizer_of(conformance):
+    """The tokenizer of a vocabulary, built once."""
+
+    @functools.cache
+    def build(name):
+        return load_tokenizer(conformance / "vocab" / f"ggml-vocab-{name}.gguf")
+
+    return build
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def case(request, conformance):
+def case(request, conformance, tokenizer_of):
     """A tokenizer, the texts and the ids of each."""
     path = conformance / "vocab" / f"ggml-vocab-{request.param}.gguf"
     texts = path.with_suffix(".gguf.inp").read_bytes().decode().split(SEPARATOR)[:-1]
     lines = path.with_suffix(".gguf.out").read_text().splitlines()
-    return load_tokenizer(path), texts, [list(map(int, line.split())) for line in lines]
+    ids = [list(map(int, line.split())) for line in lines]
+    return tokenizer_of(request.param), texts, ids
 
 
 def test_ids(case):
@@ -66,9 +79,8 @@ def test_streaming(case):
         ("starcoder", {0, 4}),
     ],
 )
-def test_tokens_that_end_a_generation(conformance, name, ends):
-    tokenizer = load_tokenizer(conformance / "vocab" / f"ggml-vocab-{name}.gguf")
-    assert tokenizer.eog_ids == ends
+def test_tokens_that_end_a_generation(tokenizer_of, name, ends):
+    assert tokenizer_of(name).eog_ids == ends
 
 
 def test_greedy_text(conformance):
@@ -87,8 +99,8 @@ def test_a_large_vocabulary_is_built_in_two_seconds(conformance):
 
 @pytest.mark.parametrize("name", ["llama-bpe", "llama-spm", "bert-bge", "falcon"])
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "ab1 !é你"])
-def test_long_texts_take_linear_time(conformance, name, unit):
-    tokenizer = load_tokenizer(conformance / "vocab" / f"ggml-vocab-{name}.gguf")
+def test_long_texts_take_linear_time(tokenizer_of, name, unit):
+    tokenizer = tokenizer_of(name)
     text = unit * (200_000 // len(unit))
     start = time.process_time()
     ids = tokenizer.encode(text, add_special_tokens=False)

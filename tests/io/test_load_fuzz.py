@@ -23,7 +23,7 @@ from rfjax.io.load import load
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
 PROPERTY = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -1,4 +1,7 @@
-"""Row products and sums: values against NumPy, and bitwise independence of rows."""
+"""Row products and sums: values against NumPy, and bitwise independence of rows.
+
+That of attention, which is made of them, is here as well: what compiles it must be what users have.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rfjax.ops.attention import attention
+from rfjax.ops.mask import Mask
 from rfjax.ops.reduce import row_sum, rows_product
 
 
@@ -51,3 +56,29 @@ def test_a_sum_does_not_depend_on_the_rows_beside_it(rows):
     x = np.random.default_rng(6).standard_normal((64, 1000), np.float32)
     total = jax.jit(row_sum)
     assert_array_equal(total(x[9 : 9 + rows]), np.asarray(total(x))[9 : 9 + rows])
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1, 1), (3, 2), (16, 1)])
+def test_a_row_of_attention_does_not_depend_on_what_is_beside_it(length, batch):
+    """Bit for bit, in f32 on the CPU: other queries, other sequences."""
+    rng = np.random.default_rng(7)
+    q = rng.standard_normal((3, 40, 4, 32), np.float32) * 2
+    k = rng.standard_normal((3, 2, 64, 32), np.float32)
+    v = rng.standard_normal((3, 2, 32, 64), np.float32)
+    jitted = jax.jit(attention, static_argnames=("mask", "scale"))
+    positions = np.broadcast_to(np.arange(20, 60, dtype=np.int32), (3, 40))
+    lengths = np.array([60, 64, 61], np.int32)
+    whole = np.asarray(
+        jitted(q, k, v, query_positions=positions, key_lengths=lengths, mask=Mask(), scale=0.2)
+    )
+    rows, some = slice(1, 1 + batch), slice(11, 11 + length)
+    part = jitted(
+        q[rows, some],
+        k[rows],
+        v[rows],
+        query_positions=positions[rows, some],
+        key_lengths=lengths[rows],
+        mask=Mask(),
+        scale=0.2,
+    )
+    assert_array_equal(part, whole[rows, some])
