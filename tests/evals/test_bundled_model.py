@@ -15,12 +15,12 @@ def llm():
 
 
 @pytest.mark.parametrize(
-    "n_ctx, expected, stderr", [(256, 24.8748, 0.59704), (512, 26.6908, 0.64270)]
+    "n_ctx, chunks, expected, stderr", [(256, None, 24.8748, 0.59704), (512, 6, 15.1081, 0.95887)]
 )
-def test_perplexity_is_llama_perplexitys(llm, n_ctx, expected, stderr):
-    """Goldens: llama-perplexity -c N -ctk f32 -ctv f32 -fa off on the same file and text."""
+def test_perplexity_is_llama_perplexitys(llm, n_ctx, chunks, expected, stderr):
+    """Goldens: llama-perplexity -c N -ctk f32 -ctv f32 -fa off (--chunks 6), same file and text."""
     text = (FOLDER / "shakespeare-heldout.txt").read_text(encoding="utf-8").removesuffix("\n")
-    result = llm.perplexity(text, n_ctx=n_ctx)
+    result = llm.perplexity(text, n_ctx=n_ctx, chunks=chunks)
     assert result.perplexity == pytest.approx(expected, abs=5e-4)
     assert result.stderr == pytest.approx(stderr, abs=5e-5)
 

@@ -12,6 +12,8 @@ from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.qtensor import pack_numpy
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
+pytestmark = pytest.mark.quick_compile
+
 pack_reference = jax.jit(pack_activations_reference)
 
 TOLERANCE = 1e-4

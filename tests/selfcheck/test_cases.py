@@ -1,10 +1,14 @@
 """The references of the self-check are right: interpreted kernels pass."""
 
+import pytest
+
 from rfjax.ops.mask import Mask
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import Heads, attention_cases
 from rfjax.selfcheck.checker import run_checks
 from rfjax.selfcheck.matvec import experts_case, matvec_cases, together_case
+
+pytestmark = pytest.mark.quick_compile
 
 HEADS = (
     Heads(2, 1, 32, 32, norms=True),

@@ -21,6 +21,8 @@ from rfjax.selfcheck.guard import checked, failing, guarded
 from rfjax.selfcheck.matvec import matvec_cases
 from rfjax.selfcheck.record import Record
 
+pytestmark = pytest.mark.quick_compile
+
 KERNEL = "quantized_matvec:Q8_0"
 INTERPRETED = KernelPolicy(interpret=True, disabled=(("prefill_attention", "not this test's"),))
 
