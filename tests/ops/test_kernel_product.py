@@ -29,7 +29,7 @@ def packed(n: int, type: GGMLType = GGMLType.Q8_0):
     elements, size = BLOCK_SIZES[type]
     raw = np.random.default_rng(n).integers(0, 256, (n, _K // elements, size)).astype(np.uint8)
     raw[..., :2] = np.full(1, 2**-9, np.float16).view(np.uint8)
-    return pack(jnp.asarray(raw), type)
+    return jax.jit(pack, static_argnums=1)(jnp.asarray(raw), type)
 
 
 def tokens(n: int, dtype="float32") -> jax.Array:
@@ -71,7 +71,7 @@ def test_a_product_equals_plain_jax(dtype):
     residual = jnp.ones((2, 9), dtype)
     run = lambda policy: linear(x, weight, bias, residual=residual, policy=policy)  # noqa: E731
     tolerance = 1e-5 if dtype == "float32" else 2e-2
-    found, expected = run(INTERPRET), run(XLA)
+    found, expected = (jax.jit(run, static_argnums=0)(policy) for policy in (INTERPRET, XLA))
     assert found.dtype == expected.dtype
     wide = lambda y: np.asarray(y, np.float32)  # noqa: E731
     assert_allclose(wide(found), wide(expected), rtol=tolerance, atol=tolerance)
@@ -84,6 +84,7 @@ def test_packed_and_plain_weights_take_a_launch_each():
     projections = [Projection(w, b) for w, b in zip(weights, biases, strict=True)]
     run = lambda policy: linears(x, projections, norm=norm, policy=policy)  # noqa: E731
     assert launches(lambda: run(INTERPRET)) == {"plain_matvec_": 1, "quantized_matvec_": 1}
+    run = jax.jit(run, static_argnums=0)
     for found, expected in zip(run(INTERPRET), run(XLA), strict=True):
         assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -100,6 +101,7 @@ def test_gate_and_up_take_a_launch_together_if_alike(kinds, expected):
     counted = launches(lambda: run(INTERPRET))
     assert (counted["plain_matvec_"], counted["quantized_matvec_"]) == expected
     if kinds == "plain plain":
+        run = jax.jit(run, static_argnums=0)
         assert_allclose(run(INTERPRET), run(XLA), rtol=1e-4, atol=1e-4)
 
 
@@ -116,7 +118,7 @@ def test_gradients_are_those_of_plain_jax():
             return sum(jnp.sum(jnp.sin(a)) for a in (*y, hidden, residual))
 
         weights = [plain(6), plain(6, seed=1)]
-        return jax.grad(loss, argnums=(0, 1, 2, 3))(x, norm, weights, bias)
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(x, norm, weights, bias)
 
     found, expected = jax.tree.leaves(gradients(INTERPRET)), jax.tree.leaves(gradients(XLA))
     for a, b in zip(found, expected, strict=True):
@@ -127,6 +129,7 @@ def test_packed_weights_have_the_gradient_of_plain_jax():
     weight = packed(4)
 
     def gradient(policy):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(linear(x, weight, policy=policy))))(tokens(1))
+        loss = lambda x: jnp.sum(jnp.sin(linear(x, weight, policy=policy)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(tokens(1))
 
     assert_allclose(gradient(INTERPRET), gradient(XLA), rtol=1e-3, atol=1e-3)

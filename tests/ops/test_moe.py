@@ -199,7 +199,7 @@ def packed(type, *shape, seed):
     raw = raw.astype(np.uint8)
     at = size - 2 if type == GGMLType.Q6_K else 0
     raw[..., at : at + 2] = np.full(1, 2**-9, np.float16).view(np.uint8)
-    return pack(jnp.asarray(raw), type)
+    return jax.jit(pack, static_argnums=1)(jnp.asarray(raw), type)
 
 
 def launches(n_tokens, stacks, policy):

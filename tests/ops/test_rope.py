@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from rfjax.ops.rope import Rope, apply_rope, frequencies, rope_tables
 pytestmark = pytest.mark.quick_compile
 
 PLAIN = Rope("interleaved", 8, 10000.0)
+
+apply = jax.jit(apply_rope, static_argnames="pairing")
+tables_of = jax.jit(rope_tables, static_argnames="rope")
 
 
 def rotate(x, positions, rope, per_pair, magnitude=1.0):
@@ -86,7 +90,7 @@ def test_both_pairings_are_a_complex_rotation(pairing, dimension, size):
     rope = Rope(pairing, dimension, 10000.0)
     x = heads(np.random.default_rng(dimension), 5, 3, size)
     positions = np.array([0, 1, 2, 77, 900], np.int32)
-    found = apply_rope(jnp.asarray(x), *rope_tables(rope, jnp.asarray(positions)), pairing)
+    found = apply(jnp.asarray(x), *tables_of(rope, jnp.asarray(positions)), pairing)
     assert_allclose(found, rotate(x, positions, rope, plain_steps(rope)), atol=2e-4)
     assert_array_equal(found[0], x[0])  # position 0 does not turn
     assert_array_equal(found[..., dimension:], x[..., dimension:])
@@ -94,9 +98,9 @@ def test_both_pairings_are_a_complex_rotation(pairing, dimension, size):
 
 def test_the_pairings_differ():
     x = heads(np.random.default_rng(0), 3, 1, 8)
-    tables = rope_tables(PLAIN, jnp.arange(3, dtype=jnp.int32))
-    interleaved = np.asarray(apply_rope(jnp.asarray(x), *tables, "interleaved"))
-    half = np.asarray(apply_rope(jnp.asarray(x), *tables, "half"))
+    tables = tables_of(PLAIN, jnp.arange(3, dtype=jnp.int32))
+    interleaved = np.asarray(apply(jnp.asarray(x), *tables, "interleaved"))
+    half = np.asarray(apply(jnp.asarray(x), *tables, "half"))
     assert np.abs(interleaved - half)[1:].max() > 0.1
 
 
@@ -104,9 +108,9 @@ def test_frequency_factors_divide_the_angles():
     factors = np.array([1.0, 2.0, 8.0, 0.5], np.float32)
     positions = np.array([3, 50], np.int32)
     x = heads(np.random.default_rng(1), 2, 2, 8)
-    tables = rope_tables(PLAIN, jnp.asarray(positions), jnp.asarray(factors))
+    tables = tables_of(PLAIN, jnp.asarray(positions), jnp.asarray(factors))
     expected = rotate(x, positions, PLAIN, plain_steps(PLAIN) / factors)
-    assert_allclose(apply_rope(jnp.asarray(x), *tables, PLAIN.pairing), expected, atol=1e-5)
+    assert_allclose(apply(jnp.asarray(x), *tables, PLAIN.pairing), expected, atol=1e-5)
 
 
 def test_linear_scaling_divides_positions_and_leaves_the_magnitude():
@@ -116,7 +120,7 @@ def test_linear_scaling_divides_positions_and_leaves_the_magnitude():
     assert magnitude == 1.0
     at = jnp.asarray([40], jnp.int32)
     quarter = jnp.asarray([10], jnp.int32)
-    assert_allclose(rope_tables(rope, at)[0], rope_tables(PLAIN, quarter)[0], rtol=1e-6)
+    assert_allclose(tables_of(rope, at)[0], tables_of(PLAIN, quarter)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])
@@ -124,7 +128,7 @@ def test_the_attention_factor_multiplies_cosine_and_sine(scaling):
     rope = dataclasses.replace(PLAIN, scaling=scaling, factor=2.0, original_context=64)
     stretched = dataclasses.replace(rope, attention_factor=1.5)
     at = jnp.arange(6, dtype=jnp.int32)
-    for plain, scaled in zip(rope_tables(rope, at), rope_tables(stretched, at), strict=True):
+    for plain, scaled in zip(tables_of(rope, at), tables_of(stretched, at), strict=True):
         assert_allclose(scaled, 1.5 * np.asarray(plain), rtol=1e-6)
 
 
@@ -186,7 +190,7 @@ def test_a_product_depends_on_the_distance_only(pairing, scaling, difference, st
 
     def product(query_at, key_at):
         turned = [
-            apply_rope(jnp.asarray(x), *rope_tables(rope, jnp.asarray([at], jnp.int32)), pairing)
+            apply(jnp.asarray(x), *tables_of(rope, jnp.asarray([at], jnp.int32)), pairing)
             for x, at in ((q, query_at), (k, key_at))
         ]
         return float((turned[0] * turned[1]).sum())
@@ -199,16 +203,16 @@ def test_a_product_depends_on_the_distance_only(pairing, scaling, difference, st
 
 def test_a_product_changes_with_the_distance():
     q = heads(np.random.default_rng(8), 1, 1, 8)
-    at = [apply_rope(jnp.asarray(q), *rope_tables(PLAIN, jnp.asarray([p])), "half") for p in (0, 5)]
+    at = [apply(jnp.asarray(q), *tables_of(PLAIN, jnp.asarray([p])), "half") for p in (0, 5)]
     assert abs(float((at[0] * at[1]).sum()) - float((q * q).sum())) > 0.1
 
 
 def test_the_dtype_is_kept_and_angles_are_f32():
     """bf16 cannot tell positions 1000 and 1001 apart."""
     x = jnp.ones((2, 1, 8), jnp.bfloat16)
-    tables = rope_tables(PLAIN, jnp.asarray([1000, 1001], jnp.int32))
+    tables = tables_of(PLAIN, jnp.asarray([1000, 1001], jnp.int32))
     assert tables[0].dtype == jnp.float32
-    found = apply_rope(x, *tables, "half")
+    found = apply(x, *tables, "half")
     assert found.dtype == jnp.bfloat16
     assert not np.array_equal(found[0].astype(jnp.float32), found[1].astype(jnp.float32))
 

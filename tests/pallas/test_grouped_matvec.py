@@ -16,6 +16,9 @@ pytestmark = pytest.mark.quick_compile
 
 _N, _EXPERTS = 5, 3
 
+packed = jax.jit(pack, static_argnums=1)
+pack_reference = jax.jit(pack_activations_reference)
+
 
 def stack_of(type: GGMLType, k: int, seed: int = 0):
     """A packed stack `[E, N, K]`, and its values in f64."""
@@ -27,7 +30,7 @@ def stack_of(type: GGMLType, k: int, seed: int = 0):
         scales = rng.uniform(0.001, 0.01, raw.shape[:-1]).astype(np.float16)
         raw[..., at : at + 2] = scales.view(np.uint8).reshape(*raw.shape[:-1], 2)
     values = dequantize_numpy(raw.reshape(-1, *raw.shape[2:]), type, (_EXPERTS * _N, k))
-    return pack(jnp.asarray(raw), type), values.astype(np.float64).reshape(_EXPERTS, _N, k)
+    return packed(jnp.asarray(raw), type), values.astype(np.float64).reshape(_EXPERTS, _N, k)
 
 
 def rows(n: int, k: int) -> np.ndarray:
@@ -50,7 +53,7 @@ def test_packed_experts():
     x, experts = rows(2, 768), np.array([2, 0, 1, 1], np.int32)
     stack, values = stack_of(GGMLType.Q4_K, 768)
     got = grouped_matvec(
-        pack_activations_reference(jnp.asarray(x)),
+        pack_reference(jnp.asarray(x)),
         [stack],
         jnp.asarray(experts),
         out_dtype=jnp.float32,
@@ -64,7 +67,7 @@ def test_packed_gate_and_up_of_two_types():
     gate, gate_values = stack_of(GGMLType.Q6_K, 256)
     up, up_values = stack_of(GGMLType.Q8_0, 256)
     got = grouped_matvec(
-        pack_activations_reference(jnp.asarray(x)),
+        pack_reference(jnp.asarray(x)),
         [gate, up],
         jnp.asarray(experts),
         gated=jax.nn.silu,
