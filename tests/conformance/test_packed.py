@@ -12,7 +12,7 @@ from rfjax.models.decoder import forward
 run = jax.jit(forward, static_argnames="config")
 
 FILES = (
-    *(f"perplexity/stories260K-{type}" for type in ("IQ4_NL", "Q4_0", "Q5_1", "Q8_0")),
+    *(f"perplexity/stories260K-{type}" for type in ("IQ4_NL", "Q5_1")),
     "archs/llama-moe",
     "variants/qwen2-gqa-tied",
 )

@@ -127,7 +127,7 @@ def check(case, config, seed, positions, tolerance=3e-6):
     }
 
 
-@pytest.mark.parametrize(
+EVERY_MASK_AND_CONFIG = pytest.mark.parametrize(
     ("mask", "name"),
     [
         (MASKS[0], "dot, split"),
@@ -139,6 +139,9 @@ def check(case, config, seed, positions, tolerance=3e-6):
     ],
     ids=lambda value: getattr(value, "kind", value),
 )
+
+
+@EVERY_MASK_AND_CONFIG
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), positions=st.tuples(*[st.integers(-1, 63)] * 3))
 def test_any_position(mask, name, seed, positions):
@@ -175,9 +178,9 @@ def test_narrow_dtypes(dtype, dot):
         assert np.linalg.norm(a - b) < np.linalg.norm(b) * (6e-3 if dtype == "bfloat16" else 8e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_slots_from_the_position_on_may_hold_anything(config):
-    case = Case()
+@EVERY_MASK_AND_CONFIG
+def test_slots_from_the_position_on_may_hold_anything(mask, name):
+    case, config = Case(mask=mask), CONFIGS[name]
     positions = jnp.asarray([37, 0, -1], jnp.int32)
     arrays, options = draw(case, 3, 3)
     clean = kernel(case, config, arrays, positions, options)
