@@ -19,10 +19,13 @@ from rfjax.bench.subject import Subject
 from rfjax.bench.traffic import case_bytes, case_flops
 from rfjax.cache.dense import DenseCache, cache_bytes, init_cache
 from rfjax.engine.buckets import SMALLEST_CAPACITY, round_up_power_of_two
+from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import CapacityError, ConfigError
 from rfjax.evals.perplexity import score
 from rfjax.io.memory import free_bytes, gib
 from rfjax.models.decoder import project
+from rfjax.models.params import Params
+from rfjax.quant.qtensor import has_packed
 from rfjax.typing import Array
 
 Run = Callable[[], tuple[float, object]]
@@ -145,6 +148,12 @@ def _prepare(subject: Subject, case: Case, config: BenchConfig) -> Run:
     )
 
 
+def _jit(function: Callable, params: Params, **arguments) -> Callable:
+    """Compiled as `LLM` compiles its steps."""
+    options = compiler_options(packed=has_packed(params))
+    return jax.jit(function, compiler_options=options, **arguments)
+
+
 def _random_tokens(subject: Subject, shape: tuple[int, int], seed: int) -> np.ndarray:
     """Token ids int32 `[B, L]`, BOS first where the vocabulary adds one."""
     tokens = np.random.default_rng(seed).integers(0, subject.config.vocab_size, shape)
@@ -155,7 +164,7 @@ def _random_tokens(subject: Subject, shape: tuple[int, int], seed: int) -> np.nd
 
 def _prepare_score(subject: Subject, case: Case, config: BenchConfig) -> Run:
     tokens = jnp.asarray(_random_tokens(subject, (case.n_seqs, case.n_score), config.seed))
-    scoring = jax.jit(score, static_argnames=("first", "config"))
+    scoring = _jit(score, subject.params, static_argnames=("first", "config"))
 
     def run() -> tuple[float, object]:
         start = time.perf_counter()
@@ -174,9 +183,10 @@ class _Decoding:
         self._case, self._chunk = case, config.prompt_chunk
         self._capacity = round_up_power_of_two(case.n_context, SMALLEST_CAPACITY)
         self._check_room()
-        self._prompt_step = jax.jit(prompt_step, static_argnames="config", donate_argnames="cache")
-        self._generate = jax.jit(generate, static_argnames="config", donate_argnames="cache")
-        self._project = jax.jit(project, static_argnames="config")
+        jit = functools.partial(_jit, params=subject.params, static_argnames="config")
+        self._prompt_step = jit(prompt_step, donate_argnames="cache")
+        self._generate = jit(generate, donate_argnames="cache")
+        self._project = jit(project)
         rng_shapes = (case.n_depth, case.n_prompt, case.n_gen)
         self._depth_chunks, self._prompt_chunks, generated = (
             self._chunks(_random_tokens(subject, (case.n_seqs, n), config.seed + i), whole=i == 2)

@@ -69,7 +69,7 @@ def from_file(
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
     """
     gguf = read_gguf(path)
-    model = load(path, dtype=dtype, weights=weights)
+    model = load(path, dtype=dtype, weights=weights, kernels=policy)
     by_type: Counter[str] = Counter()
     for info in gguf.tensors.values():
         by_type[info.type.name] += math.prod(info.shape)
@@ -78,7 +78,7 @@ def from_file(
     tokenizer = model.tokenizer
     return Subject(
         params=model.params,
-        config=_with_policy(model.config, policy),
+        config=model.config,
         weights="packed" if _any_packed(model.params) else "dequantized",
         bos_id=tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None,
         filename=str(path),
@@ -117,7 +117,9 @@ def from_shape(
     shape_name, _, mix = name.partition(":")
     mix = check_mix(mix or _DEFAULT_MIX)
     shape = load_shape(shape_name)
-    config = _with_policy(shape.model_config(resolve_dtype(dtype)), policy)
+    config = shape.model_config(resolve_dtype(dtype))
+    if policy is not None:
+        config = dataclasses.replace(config, kernels=policy)
     kind = resolve_weights(weights) or default_weights()
     types = tensor_types(config, mix, shape.mix_model())
     _check_room(name, config, types, packed=kind == "packed")
@@ -136,14 +138,6 @@ def from_shape(
 def default_weights() -> str:
     """What becomes of weights where nobody asks, on the default device; see `rfjax.load`."""
     return "dequantized" if jax.default_backend() == "cpu" else "packed"
-
-
-def _with_policy(config: ModelConfig, policy: KernelPolicy | None) -> ModelConfig:
-    """The configuration with a policy; kernels that failed their self-check stay disabled."""
-    if policy is None:
-        return config
-    disabled = (*config.kernels.disabled, *policy.disabled)
-    return dataclasses.replace(config, kernels=dataclasses.replace(policy, disabled=disabled))
 
 
 def _any_packed(params: Params) -> bool:

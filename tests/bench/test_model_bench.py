@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rfjax.bench.model_bench
 import rfjax.bench.subject
 from rfjax.bench.case import Case
 from rfjax.bench.model_bench import BenchConfig, bench
@@ -14,10 +15,13 @@ from rfjax.bench.roof import Roof
 from rfjax.bench.steps import generate, prompt_step
 from rfjax.bench.subject import from_file, from_shape
 from rfjax.cache.dense import init_cache
+from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import ConfigError
 from rfjax.models.decoder import forward, project
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.qtensor import dequantize_packed
+
+pytestmark = pytest.mark.quick_compile
 
 CASES = (
     Case(n_prompt=24),
@@ -35,10 +39,9 @@ def subject(tiny_llama_path):
 def test_a_kernel_that_failed_its_self_check_stays_disabled(tiny_llama_path, monkeypatch):
     failed = ("quantized_matvec:Q4_K", "wrong")
 
-    def load(*args, **kwargs):
-        model = rfjax.load(*args, **kwargs)
-        config = dataclasses.replace(model.config, kernels=KernelPolicy(disabled=(failed,)))
-        return dataclasses.replace(model, config=config)
+    def load(*args, kernels, **kwargs):
+        kernels = dataclasses.replace(kernels, disabled=(failed,))
+        return rfjax.load(*args, kernels=kernels, selfcheck=False, **kwargs)
 
     monkeypatch.setattr(rfjax.bench.subject, "load", load)
     kernels = from_file(tiny_llama_path, policy=KernelPolicy("pallas")).config.kernels
@@ -71,14 +74,16 @@ def test_the_steps_compute_what_the_model_does(subject):
     config, rng = subject.config, np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, config.vocab_size, (2, 9)), jnp.int32)
     cache = init_cache(config.kv_shapes, 2, 64, jnp.dtype(config.dtype))
-    hidden, cache = prompt_step(subject.params, cache, tokens[:, :5], jnp.int32(0), config=config)
-    whole = [forward(subject.params, row, config=config) for row in tokens]
-    after = project(subject.params, hidden, config=config)
-    np.testing.assert_allclose(after, jnp.stack([row[4] for row in whole]), rtol=1e-4, atol=1e-5)
+    run_prompt = jax.jit(prompt_step, static_argnames="config")
+    hidden, cache = run_prompt(subject.params, cache, tokens[:, :5], jnp.int32(0), config=config)
+    run = jax.jit(forward, static_argnames="config")
+    whole = [np.asarray(run(subject.params, row, config=config)) for row in tokens]
+    after = jax.jit(project, static_argnames="config")(subject.params, hidden, config=config)
+    np.testing.assert_allclose(after, np.stack([row[4] for row in whole]), rtol=1e-4, atol=1e-5)
     logits, _ = jax.jit(generate, static_argnames="config")(
         subject.params, cache, tokens[:, 5:], jnp.int32(5), config=config
     )
-    np.testing.assert_allclose(logits, jnp.stack([row[8] for row in whole]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, np.stack([row[8] for row in whole]), rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_are_those_that_llama_bench_counts(subject, tiny_llama_path):
@@ -90,7 +95,7 @@ def test_sizes_are_those_that_llama_bench_counts(subject, tiny_llama_path):
     assert subject.bos_id == 1
 
 
-def test_a_synthetic_model_is_measured():
+def test_a_synthetic_model_is_measured(monkeypatch):
     plain = from_shape("tiny:q8_0")
     subject = from_shape("tiny:q8_0", weights="packed", policy=KernelPolicy("xla"))
     assert (plain.weights, subject.weights) == ("dequantized", "packed")
@@ -99,7 +104,14 @@ def test_a_synthetic_model_is_measured():
     np.testing.assert_array_equal(plain.params.blk[1].ffn_up.weight, same)
     assert subject.description == "llama 1.9M Q8_0"
     assert subject.filename == "tiny:q8_0"
+    asked = []
+    monkeypatch.setattr(
+        rfjax.bench.model_bench,
+        "compiler_options",
+        lambda *, packed: asked.append(packed) or compiler_options(packed=packed),
+    )
     (result,) = bench(subject, [Case(n_gen=2)], config=BenchConfig(repetitions=1))
+    assert asked and all(asked)  # compiled as `LLM` compiles steps with packed weights
     assert (result.copy_share, result.matmul_share) == (None, None)
     assert result.model_size == subject.stored_bytes
 
