@@ -41,8 +41,8 @@ class LLM:
         kernels: which kernels may run, such as `KernelPolicy("xla")` for none; None takes one
             wherever it accepts.
         compilation_cache: keep compiled programs in the user's cache folder.
-        selfcheck: on GPUs, try the kernels before their first use and disable those that fail, as
-            `rfjax.load` does.
+        selfcheck: whether to try the kernels before their first use and disable those that fail,
+            as in `rfjax.load`; None does so on GPUs.
 
     Raises:
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
@@ -58,7 +58,7 @@ class LLM:
         engine: EngineConfig | None = None,
         kernels: KernelPolicy | None = None,
         compilation_cache: bool = True,
-        selfcheck: bool = True,
+        selfcheck: bool | None = None,
     ):
         if compilation_cache:
             enable_compilation_cache()

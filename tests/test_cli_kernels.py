@@ -36,9 +36,9 @@ def checked(monkeypatch):
     """Instead of running anything, all cases pass, but those of one kernel."""
     asked = []
 
-    def fake(cases):
+    def fake(cases, watch):
         asked.extend(cases)
-        return tuple(
+        return (
             CheckResult(case.kernel, case.label, case.limit, "wrong", 0.5, "its error is large")
             if case.kernel == "quantized_matvec:Q3_K"
             else CheckResult(case.kernel, case.label, case.limit, "ok", 1e-5)
@@ -107,6 +107,11 @@ def test_inspect_says_what_runs_each_tensor_and_what_it_takes(tmp_path, monkeypa
     monkeypatch.setattr(rfjax.placement, "remembered_policy", KernelPolicy)
     out = run("inspect", path, "--weights", "packed", "--json")[1]
     placement = json.loads(out)["placement"]
+    assert placement["plan"]["context"] == 256  # the model's: no more is planned for
+    less = json.loads(run("inspect", path, "--context", "100", "--json")[1])["placement"]
+    assert less["plan"]["context"] == 100
+    assert less["plan"]["cache"] < placement["plan"]["cache"]
+    assert run("inspect", path, "--context", "257")[0] == 2
     assert placement["paths"]["blk.0.attn_q.weight"] == "kernel quantized_matvec"
     assert placement["plan"]["weights"] > 0
 

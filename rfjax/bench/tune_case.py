@@ -1,21 +1,15 @@
 """What to tune: launches of matrix-vector kernels as models have them."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rfjax.bench.op_case import linear_cases
 from rfjax.errors import ConfigError
+from rfjax.models.launches import Matrices, launches
 from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
 from rfjax.pallas.quantized_matvec import MAX_ROWS
 from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.types import NATIVE_DTYPES, GGMLType
-
-_LAUNCHES = (
-    ("attn_q", "attn_k", "attn_v"),
-    ("attn_output",),
-    ("ffn_gate", "ffn_up"),
-    ("ffn_down",),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +56,7 @@ def given_cases(
     )
 
 
-def model_cases(
-    matrices: Mapping[str, tuple[GGMLType, tuple[int, ...]]], rows: Iterable[int]
-) -> tuple[TuneCase, ...]:
+def model_cases(matrices: Matrices, rows: Iterable[int]) -> tuple[TuneCase, ...]:
     """The different launches of a model's layers and of its output.
 
     Args:
@@ -72,30 +64,14 @@ def model_cases(
         rows: rows of activations.
     """
     rows = tuple(rows)
-    found = dict.fromkeys(_launches(matrices))
     return tuple(
-        TuneCase(types, sizes, k, m)
-        for types, sizes, k in found
-        for m in rows
-        if m <= _most(types[0])
+        dict.fromkeys(
+            TuneCase(launch.types, launch.sizes, launch.k, m)
+            for launch in launches(matrices)
+            for m in rows
+            if m <= _most(launch.types[0])
+        )
     )
-
-
-def _launches(
-    matrices: Mapping[str, tuple[GGMLType, tuple[int, ...]]],
-) -> Iterator[tuple[tuple[GGMLType, ...], tuple[int, ...], int]]:
-    n_layers = sum(name.endswith(".attn_q.weight") for name in matrices)
-    groups = [
-        [f"blk.{i}.{stem}.weight" for stem in stems] for i in range(n_layers) for stems in _LAUNCHES
-    ]
-    output = "output.weight" if "output.weight" in matrices else "token_embd.weight"
-    for names in [*groups, [output]]:
-        together = [matrices[name] for name in names if name in matrices]
-        for kinds in (LAYOUTS, NATIVE_DTYPES):
-            taken = [(type, shape) for type, shape in together if type in kinds]
-            if taken:
-                types, shapes = zip(*taken, strict=True)
-                yield types, tuple(shape[0] for shape in shapes), shapes[0][1]
 
 
 def _most(type: GGMLType) -> int:

@@ -72,6 +72,7 @@ def selfcheck(
 def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[CheckCase, ...]":
     from rfjax.io.gguf import read_gguf
     from rfjax.io.load import plan_load, resolve_dtype
+    from rfjax.io.storage import matrices_of
     from rfjax.models.configure import configure
     from rfjax.quant.layout import LAYOUTS
     from rfjax.quant.types import NATIVE_DTYPES
@@ -83,8 +84,7 @@ def _cases(model: Path | None, types: str | None, dtype: str | None) -> "tuple[C
         gguf = read_gguf(model)
         config = configure(gguf, dtype=resolve_dtype(dtype))
         storages, _ = plan_load(gguf, config, weights="packed")
-        matrices = {name: s.type for name, s in storages.items() if len(s.spec.shape) > 1}
-        return model_cases(matrices, config)
+        return model_cases(matrices_of(storages), config)
     if types is None:
         return all_cases(resolve_dtype(dtype))
     known = {type.name: type for type in (*LAYOUTS, *NATIVE_DTYPES)}

@@ -13,6 +13,7 @@ from rfjax.errors import ConfigError
 if TYPE_CHECKING:
     from rfjax.bench.tune import TuneResult
     from rfjax.bench.tune_case import TuneCase
+    from rfjax.models.launches import Matrices
 
 
 def tune(
@@ -92,22 +93,19 @@ def _cases(
     return model_cases(_matrices_of_file(model, dtype), rows)
 
 
-def _matrices_of_file(path: Path, dtype: str | None) -> dict:
+def _matrices_of_file(path: Path, dtype: str | None) -> "Matrices":
     from rfjax.io.gguf import read_gguf
     from rfjax.io.load import plan_load, resolve_dtype
+    from rfjax.io.storage import matrices_of
     from rfjax.models.configure import configure
 
     gguf = read_gguf(path)
     config = configure(gguf, dtype=resolve_dtype(dtype))
     storages, _ = plan_load(gguf, config, weights="packed")
-    return {
-        name: (storage.type, storage.spec.shape)
-        for name, storage in storages.items()
-        if len(storage.spec.shape) == 2
-    }
+    return matrices_of(storages)
 
 
-def _matrices_of_shape(name: str, dtype: str | None) -> dict:
+def _matrices_of_shape(name: str, dtype: str | None) -> "Matrices":
     from rfjax.io.load import resolve_dtype
     from rfjax.models.params import named_leaves, param_spec
     from rfjax.models.random_params import tensor_types

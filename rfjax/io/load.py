@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import logging
 import os
 
@@ -21,7 +22,7 @@ from rfjax.io.memory import (
     memory_of,
 )
 from rfjax.io.place import WORKERS, place
-from rfjax.io.storage import Storage, Weights, resolve_weights, store
+from rfjax.io.storage import Storage, Weights, matrices_of, resolve_weights, store
 from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
 from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
@@ -29,8 +30,8 @@ from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
 from rfjax.quant.qtensor import QTensor
-from rfjax.selfcheck.choose import matrix_types, model_cases
-from rfjax.selfcheck.guard import guarded
+from rfjax.selfcheck.choose import model_cases
+from rfjax.selfcheck.guard import check_wanted, guarded
 from rfjax.sharding import automatic
 from rfjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -79,7 +80,7 @@ def load(
     weights: str | None = None,
     context: int | None = None,
     kernels: KernelPolicy | None = None,
-    selfcheck: bool = True,
+    selfcheck: bool | None = None,
 ) -> Model:
     """Load a GGUF file, all parts of a split one included.
 
@@ -96,9 +97,10 @@ def load(
         context: tokens of one sequence for whose cache room must be left; None asks for few.
         kernels: which kernels may run (see `rfjax.ops.dispatch`); None takes one wherever it
             accepts. It becomes part of the model's configuration.
-        selfcheck: on GPUs, try every kernel that the model uses against f64 before its first use,
-            and disable those that fail (see `rfjax.selfcheck`). It takes seconds, once: results
-            are remembered for the device and the versions of everything.
+        selfcheck: whether to try every kernel that the model uses against f64 before anything is
+            loaded, and disable those that fail (see `rfjax.selfcheck`). It takes seconds, once:
+            results are remembered for the device and the versions of everything. None does so on
+            GPUs; True also where kernels are interpreted, which takes minutes.
 
     Raises:
         ModelFormatError: malformed or truncated file, inconsistent metadata; or tensors missing,
@@ -119,7 +121,13 @@ def load(
         disabled = ((name, reason) for name in _ONE_DEVICE_KERNELS)
         fewer = dataclasses.replace(config.kernels, disabled=(*config.kernels.disabled, *disabled))
         config = dataclasses.replace(config, kernels=fewer)
-    storages, plan = plan_load(gguf, config, weights=weights, mesh=mesh, context=context)
+    planned = functools.partial(plan_load, gguf, weights=weights, mesh=mesh, context=context)
+    storages, plan = planned(config)
+    if check_wanted(config.kernels, selfcheck):
+        apart = mesh is not None and mesh.size > 1
+        cases = model_cases(matrices_of(storages), config, apart=apart)
+        config = dataclasses.replace(config, kernels=guarded(config.kernels, cases))
+        storages, plan = planned(config)  # without a kernel a step may take more
     logger.info("%s: %s", gguf.path, plan)
     tokenizer = read_tokenizer(gguf)
     advice = "Close what else uses it, or choose packed weights, a smaller model or a mesh"
@@ -127,9 +135,6 @@ def load(
         leaves = _load_leaves(gguf, storages)
     spec = param_spec(config)
     params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
-    if selfcheck:
-        passed = guarded(config.kernels, model_cases(matrix_types(params), config))
-        config = dataclasses.replace(config, kernels=passed)
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
     return Model(params, config, tokenizer, str(gguf.path), mesh, plan)
 

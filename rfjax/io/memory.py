@@ -19,7 +19,10 @@ from rfjax.cache.dense import cache_bytes
 from rfjax.errors import CapacityError
 from rfjax.io.place import loading_bytes
 from rfjax.io.storage import Storage
-from rfjax.models.config import ModelConfig
+from rfjax.models.config import LayerConfig, ModelConfig
+from rfjax.pallas.decode_attention import MAX_SPLITS
+from rfjax.pallas.prefill_attention import declines
+from rfjax.pallas.target import current_target
 
 LEAST_CONTEXT = 64
 """Tokens of context without which a model is not worth loading."""
@@ -169,8 +172,8 @@ def workspace_bytes(
 ) -> int:
     """Bytes of a step's intermediate values on one device, from above: no split is counted.
 
-    Counted are a packed matrix as plain numbers, the activations of a layer, attention's scores,
-    and the logits while a token is drawn.
+    Counted are a packed matrix as plain numbers, the activations of a layer, attention's scores
+    (or, where kernels run it, the parts of its results), and the logits while a token is drawn.
 
     Args:
         config: the model's sizes.
@@ -190,8 +193,28 @@ def workspace_bytes(
     activations = 4 * rows * (4 * config.d_model + max(widths))
     query = batch * max(heads) * context
     scores = 2 * 4 * min(rows * max(heads) * context, max(_MAX_SCORES, 16 * query))
+    if _attention_runs_by_kernels(config):
+        size = max(layer.head_dim for layer in config.layers)
+        scores = 4 * batch * max(heads) * MAX_SPLITS * (size + 2)
     logits = 4 * _LOGITS_COPIES * batch * config.vocab_size
     return matrix + activations + scores + logits
+
+
+def _attention_runs_by_kernels(config: ModelConfig) -> bool:
+    """Whether no layer's attention falls to plain JAX, which holds scores."""
+    target, policy = current_target(), config.kernels
+    names = ("prefill_attention", "decode_attention")
+    if target in ("interpret", "unknown") or policy.implementation == "xla":
+        return False
+    if any(policy.why_disabled(name) is not None for name in names):
+        return False
+
+    def declined(layer: LayerConfig) -> str | None:
+        shapes = ((1, 1, layer.n_heads), (1, layer.n_kv_heads, 1), (1, layer.n_kv_heads, 1))
+        q, k, v = (jax.ShapeDtypeStruct((*shape, layer.head_dim), config.dtype) for shape in shapes)
+        return declines(q, k, v, layer.attention_scale, target)  # pyright: ignore[reportArgumentType]
+
+    return all(declined(layer) is None for layer in config.layers)
 
 
 def largest_fitting(make: Callable[[int], MemoryPlan], most: int) -> int:

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from rfjax.errors import ConfigError
 from rfjax.io.gguf_tensors import TensorInfo
+from rfjax.models.launches import Matrices
 from rfjax.models.params import Params, ParamSpec, named_leaves
 from rfjax.quant.layout import GROUP, LAYOUTS, PLANE_AXES, groups_per_column
 from rfjax.quant.qtensor import pack
@@ -171,6 +172,21 @@ def _packed(
             split = NamedSharding(mesh, plane_spec(sharding.spec, plane_axes(type, plane)))
         planes[plane] = Plane(shape, dtype, split)
     return Storage(name, spec, sources, None, sharding, planes)
+
+
+def matrices_of(storages: Mapping[str, Storage]) -> Matrices:
+    """Type and shape of every matrix and stack as it lies on one device."""
+    plain = {dtype: type for type, dtype in NATIVE_DTYPES.items()}
+    return {
+        name: (
+            storage.type if storage.dtype is None else plain[storage.dtype],
+            storage.spec.shape
+            if storage.sharding is None
+            else storage.sharding.shard_shape(storage.spec.shape),
+        )
+        for name, storage in storages.items()
+        if len(storage.spec.shape) > 1
+    }
 
 
 def column_elements(type: GGMLType, k: int) -> int:

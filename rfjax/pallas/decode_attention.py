@@ -41,6 +41,9 @@ _COMBINED = 8192
 _PROGRAMS = 512
 """Programs that keep a large GPU busy: about four for each of its processors."""
 
+MAX_SPLITS = 64
+"""Most programs that share a row's context."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -80,7 +83,7 @@ def heuristic(
     splits = 1
     if capacity > _UNSPLIT_KEYS:
         wanted = max(1, _PROGRAMS // (batch * n_kv))
-        splits = min(1 << (wanted.bit_length() - 1), capacity // block_k, 64)
+        splits = min(1 << (wanted.bit_length() - 1), capacity // block_k, MAX_SPLITS)
     return Config(block_k, splits, warps, 2 if target == "cuda" and dot else 1, dot)
 
 

@@ -22,7 +22,7 @@ def current_target() -> Target:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None and device.device_kind.startswith("gfx"):
         return _amd(device.device_kind)
-    return target_of(_default_device())
+    return target_of(default_device())
 
 
 def current_device_kind() -> str:
@@ -30,10 +30,10 @@ def current_device_kind() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None and device.device_kind.startswith("gfx"):
         return device.device_kind
-    return _default_device().device_kind
+    return default_device().device_kind
 
 
-def _default_device() -> Any:
+def default_device() -> Any:
     """The device that `jax.default_device` names, or the first of the default backend."""
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if chosen is None:

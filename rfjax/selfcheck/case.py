@@ -30,7 +30,8 @@ class CheckCase:
     """A kernel at one setting.
 
     Attributes:
-        kernel: its name in policies, such as "quantized_matvec:Q4_K".
+        kernel: its name in policies, such as "quantized_matvec:Q4_K"; of a launch with weights of
+            several types "quantized_matvec:Q4_K+Q6_K" (see `policy_names`).
         label: what it is tried on; with the kernel unique.
         limit: largest relative error that passes.
         make: a trial of random numbers.
@@ -45,6 +46,12 @@ class CheckCase:
     def key(self) -> str:
         """By which its result is remembered."""
         return f"{self.kernel}, {self.label}"
+
+
+def policy_names(kernel: str) -> tuple[str, ...]:
+    """What policies call the kernels of a case: one name for each type of weights."""
+    name, _, types = kernel.partition(":")
+    return tuple(f"{name}:{type}" for type in types.split("+")) if types else (name,)
 
 
 def relative_error(found: Any, expected: np.ndarray) -> float:

@@ -1,11 +1,12 @@
-"""Runs self-checks: compiles many at a time, runs one after the other."""
+"""Runs self-checks: compiles many at a time, then runs one after the other."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,14 +15,21 @@ import numpy as np
 from jaxlib.mlir.ir import MLIRError
 
 from rfjax.errors import CapacityError, UnsupportedError
+from rfjax.pallas.target import default_device
 from rfjax.selfcheck.case import CheckCase, Trial
 
 logger = logging.getLogger(__name__)
 
-FAILURES = (jax.errors.JaxRuntimeError, MLIRError, NotImplementedError, TypeError, ValueError)
-"""What JAX raises where a kernel cannot be lowered, compiled or run on a device."""
+FAILURES = (
+    *(RuntimeError, MLIRError, TypeError, ValueError),
+    *(AssertionError, AttributeError, LookupError),
+)
+"""What JAX raises where a kernel cannot be traced, lowered, compiled or run on a device."""
 
 _SHOWN_CHARACTERS = 300
+
+Watch = Callable[[CheckCase], contextlib.AbstractContextManager[None]]
+"""What a case is compiled and run within, such as `rfjax.selfcheck.record.Record.under_way`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +39,8 @@ class CheckResult:
     Attributes:
         kernel, label, limit: the case's.
         verdict: "ok", "wrong" (the error exceeds the limit), "failed" (it does not compile or
-            run), or "declines" (it does not take such arguments on this device).
+            run), "died" (its process ended while it was tried), or "declines" (it does not take
+            such arguments on this device).
         error: relative; None where nothing ran, or for NaN.
         reason: why it is not ok.
     """
@@ -39,7 +48,7 @@ class CheckResult:
     kernel: str
     label: str
     limit: float
-    verdict: Literal["ok", "wrong", "failed", "declines"]
+    verdict: Literal["ok", "wrong", "failed", "died", "declines"]
     error: float | None = None
     reason: str | None = None
 
@@ -54,16 +63,24 @@ class CheckResult:
         return self.verdict in ("ok", "declines")
 
 
-def run_checks(cases: Sequence[CheckCase], *, seed: int | None = None) -> tuple[CheckResult, ...]:
+def run_checks(
+    cases: Sequence[CheckCase],
+    *,
+    seed: int | None = None,
+    watch: Watch = lambda case: contextlib.nullcontext(),
+) -> Iterator[CheckResult]:
     """Try every case on the default device.
 
     Args:
         cases: what to try.
         seed: of the random numbers; None takes others each time.
+        watch: entered while a case is compiled, and again while it runs; several are compiled at
+            a time, and one runs at a time when none is compiled any more.
 
-    Returns:
-        A result a case, in order. A kernel that does not compile or run is a result as well. Where
-        one leaves the device unusable, it is the last: nothing can run in this process any more.
+    Yields:
+        A result a case, in order, each when it is there. A kernel that does not compile or run is a
+        result as well. Where one leaves the device unusable, it is the last: nothing can run in
+        this process any more.
 
     Raises:
         CapacityError: the device's memory is used up.
@@ -72,18 +89,30 @@ def run_checks(cases: Sequence[CheckCase], *, seed: int | None = None) -> tuple[
     entropy = np.random.SeedSequence(seed)
     logger.info("self-check of %d cases, seed %d", len(cases), entropy.entropy)
     generators = np.random.default_rng(entropy).spawn(len(cases))
-    with concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+    device = default_device()  # a default set for this thread holds for all of them
+
+    def compile_case(case: CheckCase, rng: np.random.Generator) -> tuple[Any, Trial]:
+        with jax.default_device(device), watch(case):
+            trial = case.make(rng)
+            return jax.jit(trial.function).lower(*trial.arguments).compile(), trial
+
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() or 1))
+    try:
         prepared = [
-            pool.submit(_compile, case.make(rng))
-            for case, rng in zip(cases, generators, strict=True)
+            pool.submit(compile_case, *pair) for pair in zip(cases, generators, strict=True)
         ]
-        results = []
-        for case, future in zip(cases, prepared, strict=True):
-            results.append(_result(case, future))
-            if results[-1].verdict == "failed" and not _device_answers():
-                break
+        concurrent.futures.wait(prepared)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    logger.info("compiled in %.1f s", time.perf_counter() - start)
+    for case in cases:
+        with watch(case):
+            result = _result(case, prepared.pop(0))
+            alive = result.verdict != "failed" or _device_answers()
+        yield result
+        if not alive:
+            break
     logger.info("self-check took %.1f s", time.perf_counter() - start)
-    return tuple(results)
 
 
 def _device_answers() -> bool:
@@ -92,10 +121,6 @@ def _device_answers() -> bool:
         return float(jax.jit(lambda x: x + 1)(jnp.ones(()))) == 2
     except jax.errors.JaxRuntimeError:
         return False
-
-
-def _compile(trial: Trial) -> tuple[Any, Trial]:
-    return jax.jit(trial.function).lower(*trial.arguments).compile(), trial
 
 
 def _result(

@@ -5,16 +5,19 @@ Activations are packed by their kernel on the way, as in a model.
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfjax.errors import UnsupportedError
+from rfjax.models.launches import Launch
 from rfjax.ops.dispatch import KernelPolicy
-from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
+from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL, target_of_product
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.qtensor import QTensor, Weight, pack_numpy
+from rfjax.quant.qtensor import QTensor, Weight, pack, pack_numpy
 from rfjax.quant.random_blocks import with_scales
 from rfjax.quant.types import BLOCK_SIZES, NATIVE_DTYPES, GGMLType
 from rfjax.selfcheck.case import CheckCase, Trial, relative_error
@@ -34,6 +37,14 @@ ODD = (67, 1792)
 WIDTH = 4096
 """Of 8B models."""
 
+ROWS = (1, 4, 8, 16, 32)
+"""Rows of activations that models are tried with, of which a kernel takes some: kernels differ in
+what they do with few and with many."""
+
+_DIFFERENT = 67
+"""Rows of a matrix as large as a model's before they repeat: no power of two, so that a tile and
+its neighbour differ."""
+
 
 def matvec_cases(
     types: Iterable[GGMLType], dtype: str, *, odd: tuple[int, int] = ODD, width: int = WIDTH
@@ -49,8 +60,97 @@ def matvec_cases(
     for type in types:
         if type in LAYOUTS or type in NATIVE_DTYPES:
             yield _plain(type, *odd, 1, dtype)
-            yield _plain(type, 128, width, 3, dtype)
+            for m in (3, 16, 32):
+                if takes((type,), width, m):
+                    yield _plain(type, 128, width, m, dtype)
             yield _gated(type, 64, width, dtype)
+
+
+def launch_cases(launches: Sequence[Launch], dtype: str) -> Iterator[CheckCase]:
+    """What a model meets: its own launches, at the sizes by which their settings are found.
+
+    One row of activations is tried with every launch. For more rows a few launches do, others each
+    time, that together have all types.
+    """
+    for turn, m in enumerate(ROWS):
+        missing = {type for launch in launches for type in launch.types}
+        for i in range(len(launches)):
+            launch = launches[(i + turn) % len(launches)]
+            wanted = m == 1 or not missing.isdisjoint(launch.types)
+            if wanted and takes(launch.types, launch.k, m):
+                missing.difference_update(launch.types)
+                yield launch_case(launch, m, dtype)
+
+
+def takes(types: Sequence[GGMLType], k: int, m: int) -> bool:
+    """Whether a kernel multiplies `m` rows of activations with weights of these types here."""
+    try:
+        targets = [target_of_product(m, _shape_of(type, k), _BY_NAME) for type in types]
+    except UnsupportedError:
+        return False
+    return None not in targets
+
+
+def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
+    """The products of one launch with `m` rows of activations.
+
+    The matrices are made on the device, from a few rows that repeat: the launch is as large as the
+    model's, and takes the settings that it will take there.
+    """
+    alone = len(launch.types) == 1
+    activation = "silu" if launch.gated and not alone else None
+    repeats = [np.arange(n, dtype=np.int32) % _DIFFERENT for n in launch.sizes]
+
+    def make(rng: np.random.Generator) -> Trial:
+        pairs = [
+            _weight(rng, type, min(n, _DIFFERENT), launch.k)
+            for type, n in zip(launch.types, launch.sizes, strict=True)
+        ]
+        x = _rounded(rng.standard_normal((m, launch.k)), dtype)
+        norm = _rounded(rng.uniform(0.5, 1.5, launch.k))
+        residual = _rounded(rng.standard_normal((m, launch.sizes[0])))
+        wide = x.astype(np.float64)
+        if not alone:
+            wide = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + _EPS) * norm
+        expected = [
+            (wide @ values.T)[:, rows] for (_, values), rows in zip(pairs, repeats, strict=True)
+        ]
+        if alone:
+            expected = [expected[0] + residual]
+        if activation is not None:
+            expected = [expected[0] / (1 + np.exp(-expected[0])) * expected[1]]
+
+        def function(x, norm, residual, repeats, *few):
+            weights = [_repeated(weight, rows) for weight, rows in zip(few, repeats, strict=True)]
+            if alone:
+                wide = jnp.dtype("float32")
+                return [linear(x, weights[0], residual=residual, out_dtype=wide, policy=_BY_NAME)]
+            projections, before = [Projection(w) for w in weights], Norm(norm, _EPS)
+            if activation is None:
+                return linears(x, projections, norm=before, policy=_BY_NAME)
+            gate, up = projections
+            return [gated_linear(x, gate, up, activation, norm=before, policy=_BY_NAME)]
+
+        arguments = (x, norm, residual, repeats, *(weight for weight, _ in pairs))
+        return Trial(function, arguments, lambda found: _error(found, expected))
+
+    kernel = _kernel(launch.types)
+    limit = _LIMIT if alone else _ROUNDED[dtype]
+    parts = zip(launch.sizes, launch.types, strict=True)
+    weights = " + ".join(f"{n} {type.name}" for n, type in parts)
+    gated = ", gated" if activation is not None else ""
+    return CheckCase(kernel, f"{weights} x {launch.k}{gated}, rows {m}, {dtype}", limit, make)
+
+
+def _error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The largest relative error of any result; NaN where one has it."""
+    errors = [relative_error(f, e) for f, e in zip(found, expected, strict=True)]
+    return float(np.max(errors))
+
+
+def _repeated(weight: Weight, rows: jax.Array, axis: int = 0) -> Weight:
+    """The rows of a matrix, or of every matrix of a stack, that are named."""
+    return jax.tree.map(lambda plane: jnp.take(plane, rows, axis=axis), weight)
 
 
 def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
@@ -72,7 +172,7 @@ def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
             lambda found: relative_error(found, expected),
         )
 
-    return CheckCase(_kernel(type), f"{n}x{k}, rows {m}, {dtype}", _LIMIT, make)
+    return CheckCase(_kernel((type,)), f"{n}x{k}, rows {m}, {dtype}", _LIMIT, make)
 
 
 def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
@@ -94,34 +194,10 @@ def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
         return Trial(function, (x, gate, up, norm), lambda found: relative_error(found, expected))
 
     label = f"norm, gate and up {n}x{k}, {dtype}"
-    return CheckCase(_kernel(type), label, _ROUNDED[dtype], make)
+    return CheckCase(_kernel((type,)), label, _ROUNDED[dtype], make)
 
 
-def together_case(types: Sequence[GGMLType], dtype: str, *, width: int = WIDTH) -> CheckCase:
-    """Weights of several types that share a launch, as queries, keys and values do.
-
-    A failure speaks against the kernel as a whole: no single type is to blame.
-    """
-
-    def make(rng: np.random.Generator) -> Trial:
-        pairs = [_weight(rng, type, 96 - 32 * (i % 2), width) for i, type in enumerate(types)]
-        x = _rounded(rng.standard_normal((1, width)), dtype)
-        expected = np.concatenate([x.astype(np.float64) @ v.T for _, v in pairs], axis=1)
-
-        def function(x, *weights):
-            found = linears(x, [Projection(weight) for weight in weights], policy=_BY_NAME)
-            return jnp.concatenate(found, axis=1)
-
-        arguments = (x, *(weight for weight, _ in pairs))
-        return Trial(function, arguments, lambda found: relative_error(found, expected))
-
-    label = f"{' + '.join(type.name for type in types)}, {dtype}"
-    return CheckCase(KERNEL, label, _ROUNDED[dtype], make)
-
-
-def experts_case(
-    types: Sequence[GGMLType], dtype: str, *, sizes: tuple[int, int] = (2048, 768)
-) -> CheckCase:
+def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) -> CheckCase:
     """The experts of two tokens, some of them shared.
 
     Args:
@@ -131,33 +207,54 @@ def experts_case(
     """
     width, hidden = sizes
     chosen = np.asarray([[3, 0], [2, 3]], np.int32)
+    shapes = ((hidden, width), (hidden, width), (width, hidden))
+    repeats = [np.arange(n, dtype=np.int32) % _DIFFERENT for n, _ in shapes]
 
     def make(rng: np.random.Generator) -> Trial:
-        shapes = ((hidden, width), (hidden, width), (width, hidden))
-        stacks = [_stack(rng, t, 4, n, k) for t, (n, k) in zip(types, shapes, strict=True)]
+        stacks = [
+            _stack(rng, type, 4, min(n, _DIFFERENT), k)
+            for type, (n, k) in zip(types, shapes, strict=True)
+        ]
         gate, up, down = (values for _, values in stacks)
         x, weights = _rounded(rng.standard_normal((2, width)), dtype), rng.random((2, 2))
         weights = _rounded(weights)
         wide = x.astype(np.float64)
         g = np.einsum("td,tafd->taf", wide, gate[chosen])
         inner = g / (1 + np.exp(-g)) * np.einsum("td,tafd->taf", wide, up[chosen])
+        inner = inner[..., repeats[0]]
         expected = np.einsum("ta,taf,tadf->td", weights.astype(np.float64), inner, down[chosen])
+        expected = expected[:, repeats[2]]
 
-        def function(x, weights, chosen, gate, up, down):
+        def function(x, weights, chosen, repeats, *few):
+            gate, up, down = (
+                _repeated(stack, rows, 1) for stack, rows in zip(few, repeats, strict=True)
+            )
             return expert_ffn(x, weights, chosen, gate, up, down, "silu", policy=_BY_NAME)
 
-        arguments = (x, weights, chosen, *(stack for stack, _ in stacks))
+        arguments = (x, weights, chosen, repeats, *(stack for stack, _ in stacks))
         return Trial(function, arguments, lambda found: relative_error(found, expected))
 
     name = PLAIN_KERNEL if types[0] in NATIVE_DTYPES else GROUPED_KERNEL
     label = f"experts {hidden}x{width}, {' + '.join(type.name for type in types)}, {dtype}"
-    # Where the types differ, no single one is to blame.
-    kernel = f"{name}:{types[0].name}" if len(set(types)) == 1 else name
-    return CheckCase(kernel, label, _ROUNDED[dtype], make)
+    return CheckCase(f"{name}:{_joined(types)}", label, _ROUNDED[dtype], make)
 
 
-def _kernel(type: GGMLType) -> str:
-    return f"{PLAIN_KERNEL if type in NATIVE_DTYPES else KERNEL}:{type.name}"
+def _kernel(types: Sequence[GGMLType]) -> str:
+    """Of a launch, as `rfjax.selfcheck.case.policy_names` reads it."""
+    return f"{PLAIN_KERNEL if types[0] in NATIVE_DTYPES else KERNEL}:{_joined(types)}"
+
+
+def _joined(types: Sequence[GGMLType]) -> str:
+    return "+".join(dict.fromkeys(type.name for type in types))
+
+
+def _shape_of(type: GGMLType, k: int) -> Weight:
+    """A matrix without numbers."""
+    if type in NATIVE_DTYPES:
+        return jax.ShapeDtypeStruct((1, k), NATIVE_DTYPES[type])  # pyright: ignore[reportReturnType]
+    elements, size = BLOCK_SIZES[type]
+    raw = jax.ShapeDtypeStruct((1, k // elements, size), jnp.uint8)
+    return jax.eval_shape(lambda raw: pack(raw, type), raw)
 
 
 def _weight(rng: np.random.Generator, type: GGMLType, n: int, k: int) -> tuple[Weight, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -9,21 +10,24 @@ import json
 import logging
 import os
 import pathlib
-import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 
 from rfjax.config import from_mapping
+from rfjax.pallas.target import default_device
+from rfjax.pallas.tuned_config import user_file
 from rfjax.selfcheck.case import CheckCase
 from rfjax.selfcheck.checker import CheckResult
 from rfjax.user_files import slug, user_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
-_INTERRUPTED = (
-    "its last self-check did not come to an end: the process was killed, or the device hung. "
-    "`rfjax selfcheck` tries again"
+_DIED = (
+    "the process ended while it was tried: the compiler or the device took it down, the device "
+    "hung, or somebody killed it. `rfjax selfcheck` tries again"
 )
 
 
@@ -35,7 +39,7 @@ class Identity:
         device: its kind.
         runtime: version of the platform: CUDA's or ROCm's.
         rfjax, jax, jaxlib: versions.
-        kernels: digest of the kernels' sources and tuned settings.
+        kernels: digest of the kernels' sources and of tuned settings, the user's included.
     """
 
     device: str
@@ -48,18 +52,18 @@ class Identity:
 
 def current_identity() -> Identity:
     """Of the default device and what is installed."""
-    device = jax.devices()[0]
+    device = default_device()
     return Identity(
         device=device.device_kind,
         runtime=device.client.platform_version,
         rfjax=importlib.metadata.version("rfjax"),
         jax=jax.__version__,
         jaxlib=importlib.metadata.version("jaxlib"),
-        kernels=_digest(),
+        kernels=_digest(device.device_kind),
     )
 
 
-def _digest() -> str:
+def _digest(device_kind: str) -> str:
     digest = hashlib.sha256()
     folders = [importlib.resources.files("rfjax") / "pallas"]
     folders.append(folders[0] / "tuned")
@@ -69,6 +73,10 @@ def _digest() -> str:
             for name in sorted(files):
                 digest.update(name.encode())
                 digest.update(files[name].read_bytes())
+    own = user_file(device_kind)
+    if own is not None:
+        with contextlib.suppress(OSError):  # most have none
+            digest.update(own.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -120,44 +128,51 @@ class Record:
         self._write(self.path, json.dumps(values, indent=1))
 
     @contextlib.contextmanager
-    def under_way(self, cases: Sequence[CheckCase]) -> Iterator[None]:
-        """Leave a note of cases while they are tried, for `unfinished` to find."""
-        note = None
-        if self.path is not None:
-            name = f"{self.path.stem}.{slug(platform.node())}.{os.getpid()}.running"
-            note = self.path.parent / name
-            listed = [
-                {"kernel": case.kernel, "label": case.label, "limit": case.limit} for case in cases
-            ]
-            self._write(note, json.dumps(listed))
-        try:
-            yield
-        finally:
-            if note is not None:
-                with contextlib.suppress(OSError):  # it was never written
-                    note.unlink()
+    def under_way(self, case: CheckCase) -> Iterator[None]:
+        """Leave a note of a case while it is tried, for `unfinished` to find.
 
-    def unfinished(self) -> tuple[CheckResult, ...]:
-        """Results of cases whose process ended while they were tried: they count as failed."""
-        found = []
+        The note is locked for as long as its process lives, and on the disk before anything runs:
+        a device that hangs may take the machine with it.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.path is not None:
+                try:
+                    self._leave_note(case, stack)
+                except OSError as error:
+                    logger.warning("a self-check that dies will not be noticed: %s", error)
+            yield
+
+    def _leave_note(self, case: CheckCase, stack: contextlib.ExitStack) -> None:
+        """A note that goes when the stack does."""
+        assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f"{self.path.stem}.{os.getpid()}."
+        handle, name = tempfile.mkstemp(".running", prefix, self.path.parent)
+        file = stack.enter_context(os.fdopen(handle, "w", encoding="utf-8"))
+        stack.callback(pathlib.Path(name).unlink, missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({"kernel": case.kernel, "label": case.label, "limit": case.limit}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+    def unfinished(self) -> tuple[tuple[CheckResult, ...], ...]:
+        """Cases whose process ended while they were tried, as results; those of a process together.
+
+        A single one is what the process died of. Several were being compiled at the same time, and
+        one of them is. They are told once: their notes are gone.
+        """
         if self.path is None:
             return ()
-        pattern = f"{self.path.stem}.{slug(platform.node())}.*.running"
-        for note in self.path.parent.glob(pattern):
-            if _alive(int(note.name.split(".")[-2])):
-                continue
+        found: dict[str, dict[str, CheckResult]] = defaultdict(dict)
+        for note in sorted(self.path.parent.glob(f"{self.path.stem}.*.running")):
             try:
-                listed = json.loads(note.read_text(encoding="utf-8"))
-                results = [
-                    CheckResult(**values, verdict="failed", reason=_INTERRUPTED)
-                    for values in listed
-                ]
-                note.unlink(missing_ok=True)
+                result = _of_the_dead(note)
             except (OSError, ValueError, TypeError) as error:
                 logger.warning("%s is ignored: %s", note, error)
                 continue
-            found += results
-        return tuple(found)
+            if result is not None:
+                found[note.name.split(".")[1]][result.key] = result
+        return tuple(tuple(results.values()) for results in found.values())
 
     def _write(self, path: pathlib.Path, text: str) -> None:
         try:
@@ -166,11 +181,19 @@ class Record:
             logger.warning("results of the self-check are not kept: %s", error)
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _of_the_dead(note: pathlib.Path) -> CheckResult | None:
+    """What a note says, which is then removed; None while its process lives.
+
+    Raises:
+        OSError, ValueError, TypeError: it cannot be read, or says nothing.
+    """
+    with note.open("r+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        text = file.read()
+        if not text:  # its process is about to lock it
+            return None
+        note.unlink(missing_ok=True)
+        return CheckResult(**json.loads(text), verdict="died", reason=_DIED)

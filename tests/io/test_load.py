@@ -12,6 +12,7 @@ from support.gguf_files import RawTensor, write_gguf, write_split
 from support.random_model import Shape, random_model, random_tokens, save
 from support.tiny_model import q8_0, tiny_llama
 
+import rfjax.io.load as module
 from rfjax.errors import ConfigError, ModelFormatError, UnsupportedError
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import check_tensors, load, resolve_dtype
@@ -288,3 +289,38 @@ def test_the_kernels_that_may_run_become_part_of_the_configuration(path):
     assert load(path).config.kernels == KernelPolicy()
     policy = KernelPolicy("xla")
     assert load(path, kernels=policy).config.kernels == policy
+
+
+def test_kernels_are_tried_before_anything_is_loaded(path, monkeypatch):
+    """And the model is planned for what is left of them."""
+    tiny_llama(path, quantized=True)
+    interpreted = KernelPolicy(interpret=True)
+    failed = KernelPolicy(disabled=(("prefill_attention", "wrong"),), interpret=True)
+    planned, tried = [], []
+
+    def guarded(policy, cases):
+        assert placed == []
+        tried.extend(case.kernel for case in cases)
+        return failed
+
+    def plan_load(gguf, config, **options):
+        planned.append(config.kernels)
+        return original(gguf, config, **options)
+
+    def place(storage, raws):
+        placed.append(storage.name)
+        return put(storage, raws)
+
+    placed, original, put = [], module.plan_load, module.place
+    monkeypatch.setattr(module, "guarded", guarded)
+    monkeypatch.setattr(module, "plan_load", plan_load)
+    monkeypatch.setattr(module, "place", place)
+    model = load(path, weights="packed", kernels=interpreted, selfcheck=True)
+    assert placed and model.config.kernels == failed
+    assert planned == [interpreted, failed]
+    assert "quantized_matvec:Q8_0" in tried and "decode_attention" in tried
+    # Interpreted kernels are not tried unasked.
+    tried.clear()
+    assert load(path, kernels=interpreted).config.kernels == interpreted
+    assert load(path, kernels=KernelPolicy("pallas"), selfcheck=False).plan
+    assert not tried

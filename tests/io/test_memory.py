@@ -22,6 +22,7 @@ from rfjax.io.memory import (
 )
 from rfjax.models.configure import configure
 from rfjax.models.params import param_spec
+from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.qtensor import QTensor
 from rfjax.sharding import make_mesh
 
@@ -186,3 +187,21 @@ def test_an_accelerator_reports_its_allocators_limit(stats, expected):
 def test_the_cpu_reports_the_memory_of_the_host():
     free = free_bytes(jax.devices()[0])
     assert free is None or free > 1 << 20
+
+
+def test_scores_are_planned_for_where_plain_jax_runs_attention(file, config, monkeypatch):
+    narrow = dataclasses.replace(config, dtype="bfloat16")
+
+    def workspace(policy):
+        asked = dataclasses.replace(narrow, kernels=policy)
+        return memory.workspace_bytes(asked, 0, 4, 4096, 512)
+
+    everywhere = workspace(KernelPolicy())
+    monkeypatch.setattr(memory, "current_target", lambda: "cuda")
+    by_kernels = workspace(KernelPolicy())
+    assert by_kernels < everywhere / 2
+    assert workspace(KernelPolicy("xla")) == everywhere
+    for name in ("prefill_attention", "decode_attention"):
+        assert workspace(KernelPolicy(disabled=((name, "failed"),))) == everywhere
+    narrow = dataclasses.replace(config, dtype="float32")  # whose prefill no kernel takes here
+    assert workspace(KernelPolicy()) > by_kernels * 2

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,12 +16,15 @@ from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
 from rfjax.ops.dispatch import KernelPolicy
+from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
+from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck import checker, guard
-from rfjax.selfcheck.choose import all_cases, matrix_types, model_cases
-from rfjax.selfcheck.guard import checked, failing, guarded
+from rfjax.selfcheck.checker import CheckResult, run_checks
+from rfjax.selfcheck.choose import all_cases, model_cases
+from rfjax.selfcheck.guard import check_wanted, checked, failing, guarded
 from rfjax.selfcheck.matvec import matvec_cases
-from rfjax.selfcheck.record import Record
+from rfjax.selfcheck.record import Identity, Record
 
 pytestmark = pytest.mark.quick_compile
 
@@ -104,25 +109,104 @@ def test_a_broken_kernel_is_disabled_and_the_model_is_right(
 def test_what_is_remembered_is_not_tried_again(record, monkeypatch):
     guarded(INTERPRETED, small_case(), record)
     calls = []
-    monkeypatch.setattr(guard, "run_checks", lambda cases: calls.append(cases) or ())
+    monkeypatch.setattr(guard, "run_checks", lambda cases, watch: calls.extend(cases) or iter(()))
     assert guarded(INTERPRETED, small_case(), record) == INTERPRETED
     assert not calls
 
 
-def test_a_check_that_killed_its_process_counts_as_failed(record):
-    cases = small_case()
-    note = record.under_way(cases)
-    note.__enter__()
-    (path,) = record.path.parent.glob("*.running")
-    gone = path.name.split(".")
-    gone[-2] = str(2**22 + 1)  # beyond the largest process id
-    path.rename(path.with_name(".".join(gone)))
-    (result,) = checked(cases, record)
-    assert (result.verdict, result.key) == ("failed", cases[0].key)
-    assert "did not come to an end" in failing([result])[KERNEL]
+DIES = """
+import os, pathlib, sys
+from rfjax.selfcheck.case import CheckCase
+from rfjax.selfcheck.record import Identity, Record
+import contextlib
+record = Record(pathlib.Path(sys.argv[1]), Identity("d", "r", "v", "j", "l", "k"))
+with contextlib.ExitStack() as stack:
+    for label in sys.argv[2:]:
+        case = CheckCase("quantized_matvec:Q8_0", label, 1.0, None)
+        stack.enter_context(record.under_way(case))
+    os.abort()
+"""
+IDENTITY = Identity("d", "r", "v", "j", "l", "k")
+
+
+def die(folder, *labels):
+    """A process that is aborted while it tries cases of these labels."""
+    done = subprocess.run([sys.executable, "-c", DIES, str(folder), *labels], check=False)
+    assert done.returncode < 0
+
+
+def renamed(case, label):
+    return dataclasses.replace(case, label=label)
+
+
+def test_the_case_that_a_process_died_of_is_not_tried_again(tmp_path, caplog):
+    record = Record(tmp_path, IDENTITY)
+    first, second = (renamed(*small_case(), label) for label in ("a", "b"))
+    other = next(matvec_cases([GGMLType.Q4_0], "float32", odd=(7, 160), width=64))
+    die(tmp_path, "a")
+    policy = guarded(INTERPRETED, [second, first, other], record)
+    assert [name for name, _ in policy.disabled[1:]] == [KERNEL]
+    assert "the process ended while it was tried" in policy.disabled[1][1]
+    assert f"KERNEL DISABLED: {KERNEL}" in caplog.text
+    verdicts = {result.label: result.verdict for result in record.read().values()}
+    assert verdicts == {"a": "died", other.label: "ok"}
+    assert not list(tmp_path.glob("*.running"))
+    # Asked for by hand, everything is tried.
+    results = checked([first, second], record, again=True)
+    assert all(result.usable for result in results)
+
+
+def test_of_several_that_were_compiled_together_none_is_condemned(tmp_path, monkeypatch, caplog):
+    record = Record(tmp_path, IDENTITY)
+    cases = [renamed(*small_case(), label) for label in ("a", "b", "c")]
+    batches = []
+
+    def run(cases, watch):
+        batches.append([case.label for case in cases])
+        return run_checks(cases, watch=watch)
+
+    monkeypatch.setattr(guard, "run_checks", run)
+    die(tmp_path, "a", "b")
+    assert guarded(INTERPRETED, cases, record) == INTERPRETED
+    assert batches == [["c"], ["a"], ["b"]]  # alone, so that a second death tells which
+    assert "died compiling one of these" in caplog.text
+
+
+def test_what_is_being_tried_elsewhere_is_left_alone(record):
+    (case,) = small_case()
+    with record.under_way(case):
+        assert record.unfinished() == ()
+        assert len(list(record.path.parent.glob("*.running"))) == 1
     assert not list(record.path.parent.glob("*.running"))
-    (result,) = checked(cases, record, again=True)
-    assert result.usable
+
+
+def test_results_are_kept_as_they_come(record, monkeypatch):
+    """So that those before a death are not lost."""
+    cases = [renamed(*small_case(), label) for label in ("a", "b")]
+
+    def dies(cases, watch):
+        yield next(run_checks(cases[:1], watch=watch))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guard, "run_checks", dies)
+    with pytest.raises(KeyboardInterrupt):
+        checked(cases, record)
+    assert [result.label for result in record.read().values()] == ["a"]
+
+
+def result(kernel, verdict="failed"):
+    return CheckResult(kernel, "case", 1e-4, verdict, None, "why")
+
+
+def test_a_launch_of_several_types_speaks_against_those_alone():
+    mixed = result("quantized_matvec:Q4_K+Q6_K")
+    assert failing([mixed]).keys() == {"quantized_matvec:Q4_K", "quantized_matvec:Q6_K"}
+    # Without the one that fails by itself there is no such launch.
+    culprit = result("quantized_matvec:Q6_K", "wrong")
+    assert failing([mixed, culprit]).keys() == {"quantized_matvec:Q6_K"}
+    assert failing([mixed, result("quantized_matvec:Q5_K")]).keys() == {
+        *(f"quantized_matvec:{name}" for name in ("Q4_K", "Q5_K", "Q6_K"))
+    }
 
 
 def test_a_kernel_that_takes_the_device_with_it_is_the_last_one(record, monkeypatch):
@@ -134,9 +218,9 @@ def test_a_kernel_that_takes_the_device_with_it_is_the_last_one(record, monkeypa
     assert failing(record.read().values()).keys() == {KERNEL}
     # The next process leaves it alone.
     monkeypatch.undo()
-    policy = guarded(INTERPRETED, [*cases, *matvec_cases([GGMLType.Q8_0], "float16")], record)
+    policy = guarded(INTERPRETED, [*cases[:2], *matvec_cases([GGMLType.Q8_0], "float16")], record)
     assert [name for name, _ in policy.disabled] == ["prefill_attention", KERNEL]
-    assert len(record.read()) == 4
+    assert len(record.read()) == 2
 
 
 def test_a_full_device_says_nothing_about_a_kernel(record, monkeypatch):
@@ -151,22 +235,69 @@ def test_a_full_device_says_nothing_about_a_kernel(record, monkeypatch):
 
 
 def test_nothing_is_tried_where_no_kernel_runs(record, monkeypatch):
-    monkeypatch.setattr(guard, "run_checks", lambda cases: pytest.fail("tried"))
+    monkeypatch.setattr(guard, "run_checks", lambda cases, watch: pytest.fail("tried"))
     for policy in (KernelPolicy(), KernelPolicy("xla"), KernelPolicy("xla", interpret=True)):
         assert guarded(policy, small_case(), record) == policy
 
 
-def test_the_cases_of_a_model_are_those_of_its_types_and_heads(model):
-    kernels = {case.kernel for case in model_cases(matrix_types(model.params), model.config)}
-    assert kernels == {KERNEL, "plain_matvec:F32", "decode_attention", "prefill_attention"}
-    mixed = {f"blk.1.{stem}.weight": GGMLType.Q4_K for stem in ("attn_q", "attn_k")}
-    mixed |= {"blk.1.attn_v.weight": GGMLType.Q6_K, "blk.0.ffn_up_exps.weight": GGMLType.Q2_K}
-    cases = model_cases(mixed, model.config)
-    assert any(case.label.startswith("Q4_K + Q4_K + Q6_K") for case in cases)
-    assert not any("Q2_K" in case.kernel for case in cases)
+def test_on_the_cpu_kernels_are_tried_only_where_somebody_asks(caplog):
+    caplog.set_level(logging.INFO, "rfjax")
+    for policy in (KernelPolicy("pallas"), KernelPolicy(interpret=True)):
+        caplog.clear()
+        assert not check_wanted(policy, None)
+        assert "kernels are interpreted here" in caplog.text
+        assert check_wanted(policy, True) and not check_wanted(policy, False)
+    for policy in (KernelPolicy(), KernelPolicy("xla")):
+        assert not check_wanted(policy, True)
+
+
+Q4_K, Q6_K, Q2_K = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q2_K
+
+
+def test_the_cases_of_a_model_are_its_launches_and_heads(model):
+    width = 512
+    matrices = {f"blk.1.{stem}.weight": (Q4_K, (width, width)) for stem in ("attn_q", "attn_k")}
+    matrices |= {
+        "blk.1.attn_v.weight": (Q6_K, (width, width)),
+        "blk.1.ffn_gate.weight": (Q4_K, (768, width)),
+        "blk.1.ffn_up.weight": (Q4_K, (768, width)),
+        "blk.1.ffn_down.weight": (Q6_K, (width, 768)),
+        "blk.0.ffn_up_exps.weight": (Q2_K, (4, width, width)),  # without gate and down
+        "token_embd.weight": (GGMLType.BF16, (1000, width)),
+    }
+    cases = [case for case in model_cases(matrices, model.config) if "matvec" in case.kernel]
+    found = [f"{case.kernel} {case.label}" for case in cases]
+    first = [text for text in found if ", rows 1," in text]
+    assert [text.partition(", rows")[0] for text in first] == [
+        "quantized_matvec:Q4_K+Q6_K 512 Q4_K + 512 Q4_K + 512 Q6_K x 512",
+        "quantized_matvec:Q4_K 768 Q4_K + 768 Q4_K x 512, gated",
+        "quantized_matvec:Q6_K 512 Q6_K x 768",
+        "plain_matvec:BF16 1000 BF16 x 512",
+    ]
+    for rows in (4, 8, 16):  # fewer launches, all types that a kernel takes
+        more = [text for text in found if f", rows {rows}," in text]
+        assert 0 < len(more) < 4
+        assert {name for text in more for name in ("Q4_K", "Q6_K") if name in text} == {
+            "Q4_K",
+            "Q6_K",
+        }
+        assert any("BF16" in text for text in more) == (rows <= MAX_PLAIN)
+    # A config of the tuned ones, or of the heuristic, is found by sizes: they are the model's.
+    apart = model_cases(matrices, model.config, apart=True)
+    assert not any(" + " in case.label for case in apart if "matvec" in case.kernel)
+
+
+def test_experts_are_as_large_as_the_models(model):
+    stems = {"gate": (4, 96, 64), "up": (4, 96, 64), "down": (4, 64, 96)}
+    matrices = {
+        f"blk.0.ffn_{stem}_exps.weight": (GGMLType.Q8_0, shape) for stem, shape in stems.items()
+    }
+    cases = model_cases(matrices, model.config)
+    (case,) = (case for case in cases if case.kernel == "grouped_matvec:Q8_0")
+    assert case.label.startswith("experts 96x64")
 
 
 def test_every_case_has_a_key_of_its_own():
     cases = all_cases("bfloat16")
     assert len({case.key for case in cases}) == len(cases)
-    assert sum(case.kernel.startswith("quantized_matvec:") for case in cases) == 3 * 13
+    assert {f"quantized_matvec:{type.name}" for type in LAYOUTS} <= {case.kernel for case in cases}

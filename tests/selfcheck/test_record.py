@@ -1,10 +1,14 @@
 import concurrent.futures
 import dataclasses
 import json
+import pathlib
 
+from rfjax.pallas.tuned_config import user_file
+from rfjax.selfcheck.case import CheckCase, Trial
 from rfjax.selfcheck.checker import CheckResult
 from rfjax.selfcheck.record import Record, current_identity
 
+CASE = CheckCase("decode_attention", "4 x 128", 1e-4, lambda rng: Trial(len, (), len))
 OK = CheckResult("decode_attention", "4 x 128", 1e-4, "ok", 2e-6)
 WRONG = CheckResult("quantized_matvec:Q4_0", "67x1792", 1e-4, "wrong", None, "results are NaN")
 
@@ -65,9 +69,32 @@ def test_without_a_place_nothing_is_kept(tmp_path, monkeypatch, caplog):
     record = Record(tmp_path / "file" / "folder")
     record.add([OK])
     assert "not kept" in caplog.text
-    with record.under_way([]):
+    with record.under_way(CASE):
         assert record.unfinished() == ()
+    assert "a self-check that dies will not be noticed" in caplog.text
     monkeypatch.setattr("rfjax.selfcheck.record.user_folder", lambda: None)
     record = Record()
     record.add([OK])
     assert record.read() == {}
+
+
+def test_tuned_settings_of_the_users_are_checked_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path)
+    before = current_identity()
+    path = user_file(before.device)
+    assert path is not None
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    after = current_identity()
+    assert dataclasses.replace(after, kernels=before.kernels) == before != after
+
+
+def test_notes_that_say_nothing_are_ignored(tmp_path, caplog):
+    record = Record(tmp_path)
+    note = record.path.parent / f"{record.path.stem}.1.x.running"
+    note.write_text("[3]")
+    assert record.unfinished() == ()
+    assert "is ignored" in caplog.text
+    assert not note.exists()
+    note.write_text("")  # of a process that is about to lock it
+    assert record.unfinished() == ()
