@@ -6,7 +6,7 @@ Nothing is loaded: the plan is the one that loading makes first.
 import dataclasses
 import os
 
-from rfjax.errors import CapacityError
+from rfjax.errors import CapacityError, ConfigError
 from rfjax.io.gguf import read_gguf
 from rfjax.io.load import plan_load, resolve_dtype
 from rfjax.io.memory import MemoryPlan
@@ -17,6 +17,9 @@ from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL
 from rfjax.pallas.target import current_target
 from rfjax.quant.layout import LAYOUTS
 from rfjax.selfcheck.guard import remembered_policy
+
+DEFAULT_CONTEXT = 4096
+"""Tokens of a sequence that room is planned for where nobody says; at most the model's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +42,34 @@ class Placement:
 
 
 def place_file(
-    path: str | os.PathLike[str], *, dtype: str | None = None, weights: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    context: int | None = None,
 ) -> Placement:
     """Plan a model on the default device.
 
     Args:
         path: a GGUF file, or any part of a split one.
         dtype, weights: as of `rfjax.load`.
+        context: tokens of one sequence for whose cache room must be left; None takes
+            `DEFAULT_CONTEXT`, or what the model holds if that is less.
 
     Raises:
-        ModelFormatError, UnsupportedError, ConfigError: as `rfjax.load`.
+        ModelFormatError, UnsupportedError, ConfigError: as `rfjax.load`; ConfigError also where the
+            model's context holds fewer tokens.
     """
     gguf = read_gguf(path)
     config = configure(gguf, dtype=resolve_dtype(dtype))
+    if context is None:
+        context = min(DEFAULT_CONTEXT, config.context_length)
+    elif context > config.context_length:
+        raise ConfigError(
+            f"context: got {context}, and the model's context holds {config.context_length}"
+        )
     try:
-        storages, plan = plan_load(gguf, config, weights=weights)
+        storages, plan = plan_load(gguf, config, weights=weights, context=context)
     except CapacityError as error:
         refusal = str(error).removeprefix(f"{gguf.path}: ")
         return Placement(config.dtype, None, refusal, {})

@@ -14,10 +14,17 @@ import rfjax.cli.demo
 import rfjax.cli.model
 import rfjax.config
 from rfjax.cli.app import app
-from rfjax.ops.dispatch import OPS
+from rfjax.errors import ConfigError
+from rfjax.ops.dispatch import OPS, KernelPolicy
 
 pytestmark = pytest.mark.quick_compile
 
+DEFAULTS = {
+    "tensor_parallel": 1,
+    "data_parallel": 1,
+    "kernels": KernelPolicy(),
+    "selfcheck": None,
+}
 TEXT = "The cat sat on the mat, and the dog ate it all. " * 12
 
 
@@ -29,8 +36,8 @@ def open_model():
     def load(path, dtype, engine, weights):
         return rfjax.LLM(path, dtype=dtype, weights=weights, engine=engine, compilation_cache=False)
 
-    def open_model(path, dtype, engine=None, *, weights=None, tensor_parallel=1, data_parallel=1):
-        assert tensor_parallel == data_parallel == 1
+    def open_model(path, dtype, engine=None, *, weights=None, **others):
+        assert others in ({}, DEFAULTS)
         return load(path, dtype, engine, weights)
 
     return open_model
@@ -81,6 +88,30 @@ def test_help_names_every_command(run):
         assert command in out
         assert run(command, "-h")[0] == 0
     assert run("--version") == (0, f"rfjax {rfjax.__version__}\n", "")
+
+
+def test_flags_choose_kernels_and_their_check(tiny_llama_path, text_file, monkeypatch):
+    asked = []
+
+    def refuse(*args, kernels, selfcheck, **others):
+        asked.append((kernels, selfcheck))
+        raise ConfigError("not now")
+
+    monkeypatch.setattr(rfjax.cli.model, "open_model", refuse)
+    for command in (
+        ["generate", "hello"],
+        ["chat", "-m", "hello"],
+        ["perplexity", "-f", text_file],
+    ):
+        name, *rest = map(str, command)
+        for flags in ([], ["--implementation", "xla", "--no-selfcheck"], ["--selfcheck"]):
+            assert (
+                CliRunner().invoke(app, [name, str(tiny_llama_path), *rest, *flags]).exit_code == 2
+            )
+    choices = [(KernelPolicy(), None), (KernelPolicy("xla"), False), (KernelPolicy(), True)]
+    assert asked == choices * 3
+    wrong = CliRunner().invoke(app, ["generate", "m", "x", "--implementation", "cuda"])
+    assert wrong.exit_code == 2 and "'auto', 'xla', 'pallas'" in wrong.stderr
 
 
 def test_generate_prints_the_text_alone(run, tiny_llama_path, greedy):

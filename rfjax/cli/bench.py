@@ -36,20 +36,6 @@ class Output(StrEnum):
     csv = "csv"
 
 
-class Implementation(StrEnum):
-    """What runs an operation."""
-
-    auto = "auto"
-    xla = "xla"
-    pallas = "pallas"
-
-    def policy(self) -> "KernelPolicy":
-        """The policy that asks for it."""
-        from rfjax.ops.dispatch import KernelPolicy
-
-        return KernelPolicy(None if self.value == "auto" else self.value)
-
-
 class Operation(StrEnum):
     """Operations that can be measured by themselves."""
 
@@ -133,10 +119,7 @@ def bench(
     ] = 512,
     dtype: options.Dtype = None,
     weights: options.Weights = None,
-    implementation: Annotated[
-        Implementation,
-        typer.Option(help="Of operations: kernels where they accept, plain JAX, or kernels only."),
-    ] = Implementation.auto,
+    implementation: options.Kernels = options.Implementation.auto,
     seed: Annotated[int, typer.Option(help="Of random tokens and weights.")] = 0,
     roof: Annotated[
         bool,

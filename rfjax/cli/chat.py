@@ -37,6 +37,8 @@ def chat(
     weights: options.Weights = None,
     tensor_parallel: options.TensorParallel = 1,
     data_parallel: options.DataParallel = 1,
+    implementation: options.Kernels = options.Implementation.auto,
+    selfcheck: options.Selfcheck = None,
     max_context: options.MaxContext = None,
     config: options.Config = None,
     quiet: options.Quiet = False,
@@ -54,6 +56,8 @@ def chat(
         weights=weights,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
+        kernels=implementation.policy(),
+        selfcheck=selfcheck,
     )
     conversation = Conversation(llm, preset.sampling, system, quiet=quiet)
     if message is not None:

@@ -36,6 +36,8 @@ def generate(
     weights: options.Weights = None,
     tensor_parallel: options.TensorParallel = 1,
     data_parallel: options.DataParallel = 1,
+    implementation: options.Kernels = options.Implementation.auto,
+    selfcheck: options.Selfcheck = None,
     max_context: options.MaxContext = None,
     config: options.Config = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
@@ -57,6 +59,8 @@ def generate(
         weights=weights,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
+        kernels=implementation.policy(),
+        selfcheck=selfcheck,
     )
     if llm.tokenizer is None:
         raise RequestError(

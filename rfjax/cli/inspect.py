@@ -25,6 +25,14 @@ def inspect(
     ] = False,
     dtype: options.Dtype = None,
     weights: options.Weights = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a sequence to plan memory for; by default 4096, or the model's context "
+            "where that is shorter.",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show what a GGUF file holds, whether this version can run it, and how it would here."""
@@ -33,7 +41,7 @@ def inspect(
     found = inspect_file(model, shorten=not metadata)
     placement, problem = None, None
     if found.supported:
-        placement, problem = _place(model, dtype, weights)
+        placement, problem = _place(model, dtype, weights, context)
     if json:
         write_json({"supported": found.supported, **vars(found), "placement": placement})
         return
@@ -49,7 +57,7 @@ def inspect(
 
 
 def _place(
-    model: Path, dtype: str | None, weights: str | None
+    model: Path, dtype: str | None, weights: str | None, context: int | None
 ) -> "tuple[Placement | None, str | None]":
     """Where the tensors would go; or None, and why JAX has no device."""
     from rfjax.doctor import find_devices
@@ -59,7 +67,7 @@ def _place(
         find_devices()
     except ConfigError as error:
         return None, str(error)
-    return place_file(model, dtype=dtype, weights=weights), None
+    return place_file(model, dtype=dtype, weights=weights, context=context), None
 
 
 def _show_summary(found: "Inspection") -> None:

@@ -9,6 +9,7 @@ from rfjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from rfjax.llm import LLM
+    from rfjax.ops.dispatch import KernelPolicy
 
 
 def open_model(
@@ -19,6 +20,8 @@ def open_model(
     weights: str | None = None,
     tensor_parallel: int = 1,
     data_parallel: int = 1,
+    kernels: "KernelPolicy | None" = None,
+    selfcheck: bool | None = None,
 ) -> "LLM":
     """The model at `path`, with a spinner on a terminal while it loads.
 
@@ -28,6 +31,7 @@ def open_model(
         engine: sizes of batches, chunks and bursts.
         tensor_parallel: devices that share the weights.
         data_parallel: groups of such devices.
+        kernels, selfcheck: as of `LLM`.
 
     Raises:
         ConfigError: JAX finds no device to run on, or too few, or as `LLM`.
@@ -44,4 +48,12 @@ def open_model(
     if tensor_parallel * data_parallel > 1:
         mesh = make_mesh(data=data_parallel, model=tensor_parallel)
     with spinner(f"loading {printable(path.name)}"):
-        return LLM(path, dtype=dtype, weights=weights, mesh=mesh, engine=engine)
+        return LLM(
+            path,
+            dtype=dtype,
+            weights=weights,
+            mesh=mesh,
+            engine=engine,
+            kernels=kernels,
+            selfcheck=selfcheck,
+        )

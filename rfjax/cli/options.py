@@ -1,12 +1,32 @@
 """Arguments and options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rfjax.ops.dispatch import KernelPolicy
+
 _SAMPLING = "Sampling"
 _DEVICES = "Devices"
+_KERNELS = "Kernels"
+
+
+class Implementation(StrEnum):
+    """What runs operations."""
+
+    auto = "auto"
+    xla = "xla"
+    pallas = "pallas"
+
+    def policy(self) -> "KernelPolicy":
+        """The policy that asks for it."""
+        from rfjax.ops.dispatch import KernelPolicy
+
+        return KernelPolicy(None if self.value == "auto" else self.value)
+
 
 Model = Annotated[
     Path,
@@ -35,6 +55,23 @@ DataParallel = Annotated[
         min=1,
         help="Groups of such devices that share the sequences of a batch.",
         rich_help_panel=_DEVICES,
+    ),
+]
+Kernels = Annotated[
+    Implementation,
+    typer.Option(
+        "--implementation",
+        help="Of operations: kernels where they accept, plain JAX, or kernels only.",
+        rich_help_panel=_KERNELS,
+    ),
+]
+Selfcheck = Annotated[
+    bool | None,
+    typer.Option(
+        "--selfcheck/--no-selfcheck",
+        help="Whether to try kernels before their first use; by default on GPUs.",
+        rich_help_panel=_KERNELS,
+        show_default=False,
     ),
 ]
 MaxContext = Annotated[

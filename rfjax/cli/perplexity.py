@@ -38,6 +38,8 @@ def perplexity(
     weights: options.Weights = None,
     tensor_parallel: options.TensorParallel = 1,
     data_parallel: options.DataParallel = 1,
+    implementation: options.Kernels = options.Implementation.auto,
+    selfcheck: options.Selfcheck = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,6 +53,8 @@ def perplexity(
         weights=weights,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
+        kernels=implementation.policy(),
+        selfcheck=selfcheck,
     )
     start = time.perf_counter()
     result = measure(
