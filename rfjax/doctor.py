@@ -126,11 +126,7 @@ def diagnose(root: pathlib.Path = pathlib.Path("/")) -> Diagnosis:
     except ConfigError as error:
         problems.append(str(error))
     warnings = _warnings(packages, plugins, hardware, devices, settings, root)
-    for result in kernels.results:
-        if not result.usable:
-            warnings.append(
-                f"the kernel {result.kernel} is not used: {result.label}: {result.reason}"
-            )
+    warnings += [f"the kernel {name} is not used: {why}" for name, why in kernels.failing.items()]
     if cache_folder is not None and not _writable(pathlib.Path(cache_folder)):
         warnings.append(
             f"the compilation cache {cache_folder} cannot be written: every start compiles anew"
@@ -195,19 +191,22 @@ class _Kernels:
 
     run: bool = False
     results: "tuple[CheckResult, ...]" = ()
+    failing: dict[str, str] = dataclasses.field(default_factory=dict)
     n_tuned: tuple[int, int] = (0, 0)
 
 
 def _kernels() -> _Kernels:
     from rfjax.pallas.target import current_device_kind, current_target
     from rfjax.pallas.tuned_config import shipped_entries, user_entries
+    from rfjax.selfcheck.guard import failing
     from rfjax.selfcheck.record import Record
 
     if current_target() == "interpret":
         return _Kernels()
     kind = current_device_kind()
     n_tuned = len(shipped_entries(kind)), len(user_entries(kind))
-    return _Kernels(True, tuple(Record().read().values()), n_tuned)
+    results = tuple(Record().read().values())
+    return _Kernels(True, results, failing(results), n_tuned)
 
 
 def _version(package: str) -> str | None:

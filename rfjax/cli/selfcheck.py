@@ -1,5 +1,6 @@
 """`rfjax selfcheck`: every kernel on this device, against f64."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def selfcheck(
     """
     from rfjax.doctor import find_devices
     from rfjax.ops.dispatch import KernelPolicy
-    from rfjax.selfcheck.guard import checked, kernels_run_here
+    from rfjax.selfcheck.guard import checked, failing, kernels_run_here
     from rfjax.selfcheck.record import Record
 
     device = find_devices()[0]
@@ -52,6 +53,7 @@ def selfcheck(
             )
         return
     cases = _cases(model, types, dtype)
+    start = time.perf_counter()
     with spinner(f"checking {len(cases)} cases on {device.device_kind}"):
         results = checked(cases, Record(), again=True)
     failed = [result for result in results if not result.usable]
@@ -60,11 +62,11 @@ def selfcheck(
     else:
         _show(results)
         typer.echo(
-            f"{len(results) - len(failed)} of {len(results)} cases pass on {device.device_kind}"
+            f"{len(results) - len(failed)} of {len(results)} cases pass on {device.device_kind}, "
+            f"in {time.perf_counter() - start:.1f} s"
         )
         if failed:
-            names = ", ".join(dict.fromkeys(result.kernel for result in failed))
-            typer.echo(f"models will not use: {names}")
+            typer.echo(f"models will not use: {', '.join(failing(results))}")
     if failed:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 Activations are packed by their kernel on the way, as in a model.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from rfjax.errors import UnsupportedError
 from rfjax.models.launches import Launch
-from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.dispatch import KERNELS, KernelPolicy
 from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL, target_of_product
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn
@@ -27,6 +28,9 @@ _LIMIT = 1e-4
 
 _ROUNDED = {"float32": _LIMIT, "float16": 1e-3, "bfloat16": 6e-3}
 """Of results in a narrower dtype, which are rounded once."""
+
+_EXACT_ROWS = 16
+"""Rows of activations up to which kernels multiply without rounding the weights."""
 
 _BY_NAME = KernelPolicy("pallas")
 _EPS = 1e-5
@@ -61,7 +65,7 @@ def matvec_cases(
         if type in LAYOUTS or type in NATIVE_DTYPES:
             yield _plain(type, *odd, 1, dtype)
             for m in (3, 16, 32):
-                if takes((type,), width, m):
+                if kernel_for((type,), width, m) is not None:
                     yield _plain(type, 128, width, m, dtype)
             yield _gated(type, 64, width, dtype)
 
@@ -77,18 +81,28 @@ def launch_cases(launches: Sequence[Launch], dtype: str) -> Iterator[CheckCase]:
         for i in range(len(launches)):
             launch = launches[(i + turn) % len(launches)]
             wanted = m == 1 or not missing.isdisjoint(launch.types)
-            if wanted and takes(launch.types, launch.k, m):
+            if wanted and kernel_for(launch.types, launch.k, m) is not None:
                 missing.difference_update(launch.types)
                 yield launch_case(launch, m, dtype)
 
 
-def takes(types: Sequence[GGMLType], k: int, m: int) -> bool:
-    """Whether a kernel multiplies `m` rows of activations with weights of these types here."""
-    try:
-        targets = [target_of_product(m, _shape_of(type, k), _BY_NAME) for type in types]
-    except UnsupportedError:
-        return False
-    return None not in targets
+def kernel_for(types: Sequence[GGMLType], k: int, m: int) -> tuple[str, KernelPolicy] | None:
+    """The kernel that multiplies `m` rows of activations with weights of these types here.
+
+    Returns:
+        Its name as `CheckCase` has it, and the policy that takes it and no other; None where plain
+        JAX multiplies.
+    """
+    for name in KERNELS["linear"]:
+        others = [(other, f"{name} is asked") for other in KERNELS["linear"] if other != name]
+        policy = KernelPolicy("pallas", disabled=tuple(others))
+        try:
+            targets = [target_of_product(m, _shape_of(type, k), policy) for type in types]
+        except UnsupportedError:
+            continue
+        if None not in targets:
+            return f"{name}:{_joined(types)}", policy
+    return None
 
 
 def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
@@ -97,6 +111,7 @@ def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
     The matrices are made on the device, from a few rows that repeat: the launch is as large as the
     model's, and takes the settings that it will take there.
     """
+    kernel, policy = _known_kernel(launch.types, launch.k, m)
     alone = len(launch.types) == 1
     activation = "silu" if launch.gated and not alone else None
     repeats = [np.arange(n, dtype=np.int32) % _DIFFERENT for n in launch.sizes]
@@ -124,18 +139,17 @@ def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
             weights = [_repeated(weight, rows) for weight, rows in zip(few, repeats, strict=True)]
             if alone:
                 wide = jnp.dtype("float32")
-                return [linear(x, weights[0], residual=residual, out_dtype=wide, policy=_BY_NAME)]
+                return [linear(x, weights[0], residual=residual, out_dtype=wide, policy=policy)]
             projections, before = [Projection(w) for w in weights], Norm(norm, _EPS)
             if activation is None:
-                return linears(x, projections, norm=before, policy=_BY_NAME)
+                return linears(x, projections, norm=before, policy=policy)
             gate, up = projections
-            return [gated_linear(x, gate, up, activation, norm=before, policy=_BY_NAME)]
+            return [gated_linear(x, gate, up, activation, norm=before, policy=policy)]
 
         arguments = (x, norm, residual, repeats, *(weight for weight, _ in pairs))
         return Trial(function, arguments, lambda found: _error(found, expected))
 
-    kernel = _kernel(launch.types)
-    limit = _LIMIT if alone else _ROUNDED[dtype]
+    limit = _limit(m, dtype) if alone else _ROUNDED[dtype]
     parts = zip(launch.sizes, launch.types, strict=True)
     weights = " + ".join(f"{n} {type.name}" for n, type in parts)
     gated = ", gated" if activation is not None else ""
@@ -155,6 +169,7 @@ def _repeated(weight: Weight, rows: jax.Array, axis: int = 0) -> Weight:
 
 def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
     """With bias and residual."""
+    kernel, policy = _known_kernel((type,), k, m)
 
     def make(rng: np.random.Generator) -> Trial:
         weight, values = _weight(rng, type, n, k)
@@ -164,7 +179,7 @@ def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
 
         def function(x, weight, bias, residual):
             wide = jnp.dtype("float32")
-            return linear(x, weight, bias, residual=residual, out_dtype=wide, policy=_BY_NAME)
+            return linear(x, weight, bias, residual=residual, out_dtype=wide, policy=policy)
 
         return Trial(
             function,
@@ -172,11 +187,13 @@ def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
             lambda found: relative_error(found, expected),
         )
 
-    return CheckCase(_kernel((type,)), f"{n}x{k}, rows {m}, {dtype}", _LIMIT, make)
+    label = f"{n}x{k}, rows {m}, {dtype}"
+    return CheckCase(kernel, label, _limit(m, dtype), make)
 
 
 def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
     """Two weights in one launch behind a norm, as of a feed-forward network."""
+    kernel, policy = _known_kernel((type,), k, 1)
 
     def make(rng: np.random.Generator) -> Trial:
         (gate, gate_values), (up, up_values) = (_weight(rng, type, n, k) for _ in range(2))
@@ -189,12 +206,12 @@ def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
 
         def function(x, gate, up, norm):
             gate, up = Projection(gate), Projection(up)
-            return gated_linear(x, gate, up, "silu", norm=Norm(norm, _EPS), policy=_BY_NAME)
+            return gated_linear(x, gate, up, "silu", norm=Norm(norm, _EPS), policy=policy)
 
         return Trial(function, (x, gate, up, norm), lambda found: relative_error(found, expected))
 
     label = f"norm, gate and up {n}x{k}, {dtype}"
-    return CheckCase(_kernel((type,)), label, _ROUNDED[dtype], make)
+    return CheckCase(kernel, label, _ROUNDED[dtype], make)
 
 
 def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) -> CheckCase:
@@ -239,15 +256,22 @@ def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) 
     return CheckCase(f"{name}:{_joined(types)}", label, _ROUNDED[dtype], make)
 
 
-def _kernel(types: Sequence[GGMLType]) -> str:
-    """Of a launch, as `rfjax.selfcheck.case.policy_names` reads it."""
-    return f"{PLAIN_KERNEL if types[0] in NATIVE_DTYPES else KERNEL}:{_joined(types)}"
+def _known_kernel(types: Sequence[GGMLType], k: int, m: int) -> tuple[str, KernelPolicy]:
+    """`kernel_for`, or for what no kernel takes here the one that says so."""
+    plain = PLAIN_KERNEL if types[0] in NATIVE_DTYPES else KERNEL
+    return kernel_for(types, k, m) or (f"{plain}:{_joined(types)}", _BY_NAME)
+
+
+def _limit(m: int, dtype: str) -> float:
+    """Of results in f32: many rows are multiplied by matrix units, in the activations' dtype."""
+    return _LIMIT if m <= _EXACT_ROWS else _ROUNDED[dtype]
 
 
 def _joined(types: Sequence[GGMLType]) -> str:
     return "+".join(dict.fromkeys(type.name for type in types))
 
 
+@functools.cache
 def _shape_of(type: GGMLType, k: int) -> Weight:
     """A matrix without numbers."""
     if type in NATIVE_DTYPES:

@@ -3,11 +3,12 @@
 import pytest
 
 from rfjax.models.launches import Launch
+from rfjax.ops.dispatch import KERNELS
 from rfjax.ops.mask import Mask
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import Heads, attention_cases
 from rfjax.selfcheck.checker import run_checks
-from rfjax.selfcheck.matvec import experts_case, launch_cases, matvec_cases
+from rfjax.selfcheck.matvec import experts_case, kernel_for, launch_cases, matvec_cases
 
 pytestmark = pytest.mark.quick_compile
 
@@ -29,13 +30,13 @@ def test_launches():
     gated = Launch((GGMLType.Q8_0,) * 2, (70, 70), 64, gated=True)
     alone = Launch((GGMLType.F32,), (131,), 64)
     cases = [*launch_cases([together, gated, alone], "float32")]
-    few = [case for case in cases if "rows 1," in case.label or "rows 4," in case.label]
+    few = [case for case in cases if "rows 1," in case.label or "F32 x 64, rows 4" in case.label]
     assert {case.kernel for case in few} == {
         "quantized_matvec:Q4_0+Q8_0",
         "quantized_matvec:Q8_0",
         "plain_matvec:F32",
     }
-    assert len(few) == 6
+    assert len(few) == 4
     assert {result.verdict for result in run_checks(few, seed=4)} == {"ok"}
 
 
@@ -54,3 +55,19 @@ def test_attention():
     results = [*run_checks(small, seed=2)]
     assert [result.verdict for result in results] == ["ok"] * 4
     assert max(result.error for result in results) < 1e-6
+
+
+def test_the_ops_layer_says_which_kernel_takes_which_rows():
+    for types, m, name in (
+        ((GGMLType.Q4_K,), 1, "quantized_matvec:Q4_K"),
+        ((GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q4_K), 2, "quantized_matvec:Q4_K+Q6_K"),
+        ((GGMLType.BF16,), 1, "plain_matvec:BF16"),
+    ):
+        found = kernel_for(types, 512, m)
+        assert found is not None
+        assert found[0] == name
+        # Its policy takes no other, so that a case tests what it names.
+        assert found[1].why_disabled(name.partition("+")[0]) is None
+        assert len(found[1].disabled) == len(KERNELS["linear"]) - 1
+    assert kernel_for((GGMLType.IQ2_XS,), 512, 1) is None
+    assert kernel_for((GGMLType.BF16,), 512, 4096) is None
