@@ -19,3 +19,4 @@ jsonl  # values of flags
 xla
 dir  # triton reads it of its settings
 jaxlib  # a field of what a self-check holds for, read with all others
+teardown  # hypothesis calls it of a state machine

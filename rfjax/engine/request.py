@@ -1,23 +1,32 @@
 """Requests and their results, on the host. No JAX."""
 
 import dataclasses
+import math
 import operator
 import reprlib
 import secrets
-from typing import Any, Literal
+from typing import Any
 
+from rfjax.engine.finish import FinishReason
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import RequestError
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt, checked: token ids, how to continue them, and where to stop.
 
-    `limit` is the length, prompt included, at which the sequence ends. `seed` is drawn where the
-    user gave none.
+    Attributes:
+        token_ids: of the prompt, at least one.
+        params: how to continue it.
+        stop_ids: tokens that end a sequence, sorted: the model's own and the user's.
+        limit: the length, prompt included, at which a sequence ends.
+        seed: of the first sample; drawn where the user gave none.
+        id: of the request among those that are under way.
+        priority: the lower, the sooner (vLLM's meaning).
+        arrival: when it came, in seconds on the clock of the scheduler's events.
+        deadline: when to give it up, on the same clock; None for never.
+        cache_salt: only requests of the same salt share cached prefixes.
     """
 
     token_ids: tuple[int, ...]
@@ -25,6 +34,15 @@ class Request:
     stop_ids: tuple[int, ...]
     limit: int
     seed: int
+    id: str = ""
+    priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+    cache_salt: str = ""
+
+    def seed_of(self, index: int) -> int:
+        """The seed of sample `index` of `params.n`, from 0 to 2**32 - 1."""
+        return (self.seed + index) % 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +54,8 @@ class RequestOutput:
         prompt_token_ids: as fed to the model.
         token_ids: generated, a final stop token included.
         text: of the generated tokens, without special tokens and without the final stop token.
-        finish_reason: "stop" at a stop token, "length" at `max_tokens` or the context's end.
+        finish_reason: "stop" at a stop token or string, "length" at `max_tokens` or the context's
+            end, "abort" when cancelled, "deadline" when that passed, "error" of this request alone.
         logprobs: natural log-probability of each generated token under the model's own
             distribution, before penalties, temperature and filters.
     """
@@ -88,18 +107,35 @@ def make_request(
     vocab_size: int,
     max_context: int,
     end_ids: frozenset[int],
+    request_id: str | None = None,
+    priority: int = 0,
+    arrival: float = 0.0,
+    deadline: float | None = None,
+    cache_salt: str = "",
 ) -> Request:
     """Check a prompt against the model.
 
+    Args:
+        token_ids: the prompt.
+        params: how to continue it.
+        vocab_size: ids are below it.
+        max_context: most tokens of a sequence, prompt and output.
+        end_ids: the model's own end tokens.
+        request_id: a name for it; None draws one.
+        priority, arrival, deadline, cache_salt: as in `Request`.
+
     Raises:
-        RequestError: no tokens, ids outside the vocabulary, or no room for a token of output.
+        RequestError: no tokens, ids outside the vocabulary, no room for a token of output, or a
+            name, priority or time of the wrong kind.
     """
+    _check_terms(request_id, priority, deadline)
     if not token_ids:
         raise RequestError(
             "the prompt is empty: give some text, or the id of the beginning-of-sequence token "
             "to generate from nothing"
         )
-    for token in (*token_ids, *params.stop_token_ids):
+    biased = (token for token, _ in params.logit_biases)
+    for token in (*token_ids, *params.stop_token_ids, *(params.allowed_token_ids or ()), *biased):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise RequestError(
                 f"token id {token!r} is outside the vocabulary: expected integers from 0 to "
@@ -120,4 +156,21 @@ def make_request(
         stop_ids=tuple(sorted(own | set(params.stop_token_ids))),
         limit=len(token_ids) + wanted,
         seed=secrets.randbits(32) if params.seed is None else params.seed,
+        id=secrets.token_hex(8) if request_id is None else request_id,
+        priority=priority,
+        arrival=arrival,
+        deadline=deadline,
+        cache_salt=cache_salt,
     )
+
+
+def _check_terms(request_id: str | None, priority: int, deadline: float | None) -> None:
+    if request_id is not None and (not isinstance(request_id, str) or not request_id):
+        raise RequestError(f"request_id: got {request_id!r}, expected a text that is not empty")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise RequestError(f"priority: got {priority!r}, expected an integer; lower goes first")
+    number = isinstance(deadline, int | float) and not isinstance(deadline, bool)
+    if deadline is not None and not (number and math.isfinite(deadline)):
+        raise RequestError(
+            f"deadline: got {deadline!r}, expected seconds on the engine's clock, or None"
+        )

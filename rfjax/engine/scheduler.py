@@ -1,0 +1,250 @@
+"""The scheduler: a pure function from a state and an event to a state and what it shows. No JAX.
+
+    state, effects = transition(state, Tick(now))
+    handle = runner.dispatch(effects.plan)
+    ...
+    state, effects = transition(state, Received(plan.burst, rows, now))
+
+An event either succeeds or raises, and then nothing has changed. Any number of bursts may be under
+way when the next is planned (one is enough to keep the device busy): the plan then assumes that no
+sequence ends in them, and tokens of a sequence that turns out to have ended before are dropped.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence as Many
+
+from rfjax.engine.effects import Effects
+from rfjax.engine.finish import (
+    Cancelled,
+    DeadlineExceeded,
+    Finish,
+    LengthReached,
+    StopToken,
+)
+from rfjax.engine.page_pool import make_pool, register
+from rfjax.engine.planner import Planner
+from rfjax.engine.request import Request
+from rfjax.engine.scheduler_state import Draft, SchedulerState
+from rfjax.engine.sequence import (
+    AwaitingFork,
+    History,
+    Live,
+    Preempted,
+    Prefilling,
+    Running,
+    Sequence,
+    begin,
+    continued,
+)
+from rfjax.errors import CapacityError, RequestError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submit:
+    """A request arrives, at `request.arrival`."""
+
+    request: Request
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancel:
+    """All samples of a request end; without effect once they have ended."""
+
+    request_id: str
+    now: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stopped:
+    """The engine found that one sequence is over: a stop string, or an error of its own.
+
+    Without effect once it has ended.
+    """
+
+    sequence: int
+    finish: Finish
+    now: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """The results of a burst.
+
+    `rows[i]` holds the tokens that row i of `plan.decode` made: as many as its `steps`, fewer if
+    it ended, or if the runner broke the burst off (for all rows or for some). Results of a burst
+    that is not under way are dropped.
+    """
+
+    burst: int
+    rows: Many[Many[int]]
+    now: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick:
+    """Time to plan the next burst; deadlines are looked at here. The effects hold the plan."""
+
+    now: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheLost:
+    """The device's pages are gone, as after a failed burst whose buffers were donated.
+
+    Active sequences go back to the queue and are computed again, cached prefixes are forgotten,
+    and no results of bursts under way will come.
+    """
+
+
+Event = Submit | Cancel | Stopped | Received | Tick | CacheLost
+
+
+def transition(state: SchedulerState, event: Event) -> tuple[SchedulerState, Effects]:
+    """The state after an event, and what the event shows.
+
+    Raises:
+        RequestError: of `Submit`: the id is taken by a live request, or the sequence is longer
+            than `max_context`.
+        CapacityError: of `Submit`: the queue is full.
+    """
+    if isinstance(event, Submit):
+        _check(state, event.request)
+    draft = Draft(state)
+    plan = None
+    match event:
+        case Submit(request):
+            _submit(draft, request)
+        case Cancel(request_id, now):
+            for number in draft.requests.get(request_id, ()):
+                draft.end(draft.live[number], Cancelled(), now)
+        case Stopped(number, finish, now):
+            if number in draft.live:
+                draft.end(draft.live[number], finish, now)
+        case Received(burst, rows, now):
+            _receive(draft, burst, rows, now)
+        case Tick(now):
+            if now >= draft.earliest_deadline:
+                _expire(draft, now)
+            plan = Planner(draft, now).plan()
+        case CacheLost():
+            _forget(draft)
+    return draft.freeze(plan)
+
+
+def _check(state: SchedulerState, request: Request) -> None:
+    config = state.config
+    if request.id in state.requests:
+        raise RequestError(
+            f"request id {request.id!r} is taken by a request that is under way: choose another"
+        )
+    if request.limit > config.max_context:
+        raise RequestError(
+            f"request {request.id!r} may grow to {request.limit} tokens, and the context holds "
+            f"{config.max_context}: shorten the prompt or lower max_tokens"
+        )
+    if state.n_queued >= config.max_queue:
+        raise CapacityError(
+            f"the queue is full: {state.n_queued} requests wait, and max_queue is "
+            f"{config.max_queue}; try again later"
+        )
+
+
+def _submit(draft: Draft, request: Request) -> None:
+    config = draft.config
+    stops = frozenset(request.stop_ids)
+    history = begin(request, config.page_size, config.prefix_caching)
+    first = draft.next_sequence
+    numbers = range(first, first + request.params.n)
+    for index, number in enumerate(numbers):
+        sequence = Sequence(number, request, index, stops)
+        if index == 0:
+            draft.wait(sequence, history)
+        else:
+            draft.live[number] = AwaitingFork(sequence, history, first)
+    draft.requests[request.id] = tuple(numbers)
+    draft.next_sequence += request.params.n
+    draft.n_queued += 1
+    if request.deadline is not None:
+        draft.earliest_deadline = min(draft.earliest_deadline, request.deadline)
+
+
+def _expire(draft: Draft, now: float) -> None:
+    """End what is past its deadline, and find the next one."""
+    draft.earliest_deadline = math.inf
+    for live in list(draft.live.values()):
+        deadline = live.sequence.request.deadline
+        if deadline is None:
+            continue
+        if now >= deadline:
+            draft.end(draft.live[live.sequence.id], DeadlineExceeded(), now)
+        else:
+            draft.earliest_deadline = min(draft.earliest_deadline, deadline)
+
+
+def _receive(draft: Draft, burst: int, rows: Many[Many[int]], now: float) -> None:
+    flight = next((flight for flight in draft.in_flight if flight.burst == burst), None)
+    if flight is None:
+        return
+    draft.in_flight = tuple(other for other in draft.in_flight if other is not flight)
+    size = draft.config.page_size
+    hashed = size if draft.config.prefix_caching else None
+    full: list[list[tuple[bytes, int]]] = [[] for _ in draft.pools]
+    ended = []
+    for number, steps, row in zip(flight.sequences, flight.steps, rows, strict=True):
+        live = draft.live.get(number)
+        if not isinstance(live, Running | Preempted):
+            continue
+        tokens, finish = _cut(live, tuple(row))
+        history = live.history
+        if tokens:
+            history = continued(history, live.sequence.request, tokens, now, hashed)
+        if hashed and isinstance(live, Running):
+            before, after = (live.history.length - 1) // size, (history.length - 1) // size
+            for pages, table in zip(full, live.tables, strict=True):
+                for j in range(max(before, table.dead), after):
+                    pages.append((history.keys[j], table.pages[j - table.dead]))
+        dispatched = live.dispatched - steps + len(tokens)
+        if tokens:
+            draft.emit(live, tokens, now, finish)
+        if finish is not None:
+            ended.append(number)
+        draft.live[number] = _known(live, history, dispatched)
+    for group, pages in enumerate(full):
+        if pages:
+            draft.pools[group] = register(draft.pools[group], pages)
+    for number in ended:
+        draft.close(draft.live[number])
+
+
+def _known(live: Running | Preempted, history: History, dispatched: int) -> Live:
+    if isinstance(live, Preempted):
+        return Preempted(live.sequence, history, dispatched)
+    return Running(live.sequence, history, live.slot, live.tables, dispatched)
+
+
+def _cut(live: Live, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
+    """The tokens up to the sequence's end, and the end if it is among them."""
+    sequence, history = live.sequence, live.history
+    request = sequence.request
+    room = request.limit - history.length
+    if not sequence.stops.isdisjoint(tokens):
+        n_before = history.length - len(request.token_ids)
+        first = max(0, request.params.min_tokens - n_before)
+        for at in range(first, min(room, len(tokens))):
+            if tokens[at] in sequence.stops:
+                return tokens[: at + 1], StopToken(tokens[at])
+    if len(tokens) >= room:
+        return tokens[:room], LengthReached()
+    return tokens, None
+
+
+def _forget(draft: Draft) -> None:
+    draft.in_flight = ()
+    for live in list(draft.live.values()):
+        if isinstance(live, Prefilling | Running):
+            draft.preempt(live, forget=True)
+        elif isinstance(live, Preempted):
+            draft.live[live.sequence.id] = _known(live, live.history, live.history.length)
+    draft.settle()
+    draft.pools = [make_pool(group.n_pages) for group in draft.config.groups]
