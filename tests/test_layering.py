@@ -32,6 +32,30 @@ LAYERS = (
     ("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
 )
 
+# The host side of the engine, like what reads files and text, starts and is tested without JAX.
+WITHOUT_JAX = (
+    "rfjax.config",
+    "rfjax.io.gguf",
+    "rfjax.quant.types",
+    "rfjax.engine.effects",
+    "rfjax.engine.finish",
+    "rfjax.engine.metrics",
+    "rfjax.engine.page_keys",
+    "rfjax.engine.page_pool",
+    "rfjax.engine.page_table",
+    "rfjax.engine.persistent",
+    "rfjax.engine.plan",
+    "rfjax.engine.planner",
+    "rfjax.engine.prometheus",
+    "rfjax.engine.request",
+    "rfjax.engine.sampling_params",
+    "rfjax.engine.scheduler",
+    "rfjax.engine.scheduler_config",
+    "rfjax.engine.scheduler_state",
+    "rfjax.engine.sequence",
+    "rfjax.engine.stop",
+)
+
 
 def row_of(module: str) -> int | None:
     """Index of the module's row; None for a module that no row covers."""
@@ -91,8 +115,51 @@ def violations(root: pathlib.Path) -> list[str]:
     return found
 
 
+def reaching_jax(root: pathlib.Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Of these modules, those that import JAX or what needs it, with the module that does."""
+    modules = find_modules(root)
+    graph = {name: imports_of(name, path, modules) for name, path in modules.items()}
+    outside = {
+        name: packages_of(path) & {"jax", "flax", "jaxtyping"} for name, path in modules.items()
+    }
+    found = {}
+    for name in names:
+        reached, todo = set(), [name]
+        while todo:
+            module = todo.pop()
+            reached.add(module)
+            todo += graph[module] - reached
+        culprits = sorted(module for module in reached if outside[module])
+        if culprits:
+            found[name] = culprits[0]
+    return found
+
+
+def packages_of(path: pathlib.Path) -> set[str]:
+    """Top-level names that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
 def test_imports_point_down():
     assert not violations(PACKAGE)
+
+
+def test_the_host_side_imports_no_jax():
+    assert not reaching_jax(PACKAGE, WITHOUT_JAX)
+
+
+def test_an_import_of_jax_is_seen_through_others(tmp_path):
+    root = tmp_path / "rfjax"
+    root.mkdir()
+    (root / "a.py").write_text("import rfjax.b", encoding="utf-8")
+    (root / "b.py").write_text("def f():\n    import jax.numpy", encoding="utf-8")
+    assert reaching_jax(root, ("rfjax.a",)) == {"rfjax.a": "rfjax.b"}
 
 
 @pytest.mark.parametrize(

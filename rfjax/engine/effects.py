@@ -1,32 +1,34 @@
 """What a transition of the scheduler shows to the outside, besides the new state. No JAX."""
 
 import dataclasses
+from typing import NamedTuple
 
 from rfjax.engine.finish import Finish
 from rfjax.engine.plan import Plan
 from rfjax.engine.request import Request
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """New tokens of a sequence, its end, or both. A sequence's last output has a `finish`.
 
     Attributes:
         sequence: the sequence's number.
         request: the user's.
-        index: which of the request's samples.
+        sample: which of the request's samples.
         token_ids: new since its output before; the first tokens of its row in the burst.
         n_output: how many tokens of output it has, with these.
         waited: seconds since the tokens before, or since the request's arrival.
+        age: seconds since the request's arrival.
         finish: why it ended; None while it goes on.
     """
 
     sequence: int
     request: Request
-    index: int
+    sample: int
     token_ids: tuple[int, ...]
     n_output: int
     waited: float
+    age: float
     finish: Finish | None
 
 

@@ -27,8 +27,9 @@ def page_keys(parent: bytes, token_ids: Sequence[int], page_size: int) -> tuple[
     """
     data = array("i", token_ids).tobytes()
     width = page_size * array("i").itemsize
+    digest = hashlib.blake2b
     keys = []
     for end in range(width, len(data) + 1, width):
-        parent = hashlib.blake2b(parent + data[end - width : end], digest_size=_KEY_BYTES).digest()
+        parent = digest(parent + data[end - width : end], digest_size=_KEY_BYTES).digest()
         keys.append(parent)
     return tuple(keys)

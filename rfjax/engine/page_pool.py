@@ -142,8 +142,7 @@ def register(pool: PagePool, pages: Iterable[tuple[bytes, int]]) -> PagePool:
     """Make owned, full pages known by their keys. Of two pages of a key, the first stays known."""
     index: DictDraft[bytes, int] = DictDraft(pool.index)
     for key, page in pages:
-        if index.get(key) is None:
-            index[key] = page
+        index.add(key, page)
     return dataclasses.replace(pool, index=index.freeze())
 
 
@@ -155,45 +154,58 @@ def release(pool: PagePool, pages: Iterable[tuple[int, bytes | None]]) -> PagePo
         pages: page and key, None for one that was not registered. Of those that become idle, the
             first is the first to be given out again: give a sequence's last pages first.
     """
-    records, n_idle = ListDraft(pool.records), pool.n_idle
+    records = ListDraft(pool.records)
     freed: list[int] = []
+    kept: list[tuple[int, bytes]] = []
     for page, key in pages:
         record = records[page]
         assert not isinstance(record, Idle)
         if record:
             records[page] = record - 1
         elif key is not None and pool.index.get(key) == page:
-            newest = records[NULL_PAGE]
-            assert isinstance(newest, Idle)
-            _relink(records, newest.older, newer=page)
-            _relink(records, NULL_PAGE, older=page)
-            records[page] = Idle(newest.older, NULL_PAGE, key)
-            n_idle += 1
+            kept.append((page, key))
         else:
             freed.append(page)
+    if kept:
+        _append(records, kept)
     return dataclasses.replace(
         pool,
         free=_pushed(pool.free, freed),
         n_free=pool.n_free + len(freed),
         records=records.freeze(),
-        n_idle=n_idle,
+        n_idle=pool.n_idle + len(kept),
     )
+
+
+def _append(records: ListDraft[Record], pages: Sequence[tuple[int, bytes]]) -> None:
+    """Make pages idle, the last the most recently used."""
+    ring = records[NULL_PAGE]
+    assert isinstance(ring, Idle)
+    older = ring.older
+    _relink(records, older, newer=pages[0][0])
+    for at, (page, key) in enumerate(pages, start=1):
+        newer = pages[at][0] if at < len(pages) else NULL_PAGE
+        records[page] = Idle(older, newer, key)
+        older = page
+    _relink(records, NULL_PAGE, older=older)
 
 
 def _evict(pool: PagePool, n: int, pages: list[int]) -> PagePool:
     """Append the n least recently used idle pages to `pages`."""
     records = ListDraft(pool.records)
     index: DictDraft[bytes, int] = DictDraft(pool.index)
+    ring = records[NULL_PAGE]
+    assert isinstance(ring, Idle)
+    page = ring.newer
     for _ in range(n):
-        ring = records[NULL_PAGE]
-        assert isinstance(ring, Idle)
-        page = ring.newer
         record = records[page]
         assert isinstance(record, Idle)
-        _unlink(records, record)
         records[page] = 0
         del index[record.key]
         pages.append(page)
+        page = record.newer
+    _relink(records, NULL_PAGE, newer=page)
+    _relink(records, page, older=NULL_PAGE)
     return dataclasses.replace(
         pool, n_idle=pool.n_idle - n, records=records.freeze(), index=index.freeze()
     )

@@ -7,6 +7,7 @@ the pages of all. Page j of a sequence holds its tokens `[j * C, (j + 1) * C)`.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rfjax.engine.page_pool import NULL_PAGE, PagePool, acquire, allocate, find
 from rfjax.errors import ConfigError
@@ -52,8 +53,7 @@ class CacheGroup:
         return min(whole, -(-(self.window + step) // page_size) + 1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PageTable:
+class PageTable(NamedTuple):
     """A sequence's pages in one group: its page j is `pages[j - dead]`.
 
     `dead` counts the first pages, which lie behind the window and were given back.
@@ -66,14 +66,6 @@ class PageTable:
     def end(self) -> int:
         """Number of the first page that is not there yet."""
         return self.dead + len(self.pages)
-
-    def extended(self, pages: tuple[int, ...]) -> "PageTable":
-        """With further pages behind the last."""
-        return PageTable(self.dead, self.pages + pages)
-
-    def without_dead(self, dead: int) -> "PageTable":
-        """Without the pages before page `dead`."""
-        return PageTable(dead, self.pages[dead - self.dead :]) if dead > self.dead else self
 
     def keyed(
         self, keys: Sequence[bytes], end: int | None = None

@@ -83,12 +83,9 @@ class DictDraft(Generic[K, T]):
         self._mask = len(self._buckets) - 1
         self._owned: set[int] = set()
 
-    def get(self, key: K) -> T | None:
-        """The value of a key, or None."""
-        return self._buckets[hash(key) & self._mask].get(key)
-
-    def __setitem__(self, key: K, value: T) -> None:
-        self._bucket(key)[key] = value
+    def add(self, key: K, value: T) -> None:
+        """Set the value of a key that has none; one that there is stays."""
+        self._bucket(key).setdefault(key, value)
 
     def __delitem__(self, key: K) -> None:
         del self._bucket(key)[key]

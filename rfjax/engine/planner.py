@@ -76,20 +76,20 @@ class Planner:
 
     def _free_behind_windows(self) -> None:
         draft, size = self._draft, self._config.page_size
-        if all(group.window is None for group in self._config.groups):
-            return
-        for _, number in draft.active:
-            live = draft.live[number]
-            assert isinstance(live, Prefilling | Running)
-            # What is under way may be broken off early: only what is known is certain.
-            position = live.done if isinstance(live, Prefilling) else live.history.length - 1
-            dead = [group.n_dead(position, size) for group in self._config.groups]
-            if all(n <= t.dead for n, t in zip(dead, live.tables, strict=True)):
+        for index, group in enumerate(self._config.groups):
+            if group.window is None:
                 continue
-            for index, (n, table) in enumerate(zip(dead, live.tables, strict=True)):
-                draft.let_go(index, table.keyed(live.history.keys, n))
-            tables = tuple(t.without_dead(n) for n, t in zip(dead, live.tables, strict=True))
-            draft.live[number] = _with_tables(live, tables)
+            for _, number in draft.active:
+                live = draft.live[number]
+                assert isinstance(live, (Prefilling, Running))
+                # What is under way may be broken off early: only what is known is certain.
+                position = live.done if isinstance(live, Prefilling) else live.history.length - 1
+                dead, table = group.n_dead(position, size), live.tables[index]
+                if dead > table.dead:
+                    draft.let_go(index, table.keyed(live.history.keys, dead))
+                    table = PageTable(dead, table.pages[dead - table.dead :])
+                    tables = (*live.tables[:index], table, *live.tables[index + 1 :])
+                    draft.live[number] = live._replace(tables=tables)
         draft.settle()
 
     def _has_prompts(self) -> bool:
@@ -163,41 +163,40 @@ class Planner:
 
     def _grant(self, wishes: list[Wish]) -> None:
         """Give the pages and note what is to be done."""
-        draft = self._draft
+        live_of, rows = self._draft.live, self._rows
         total = sum(wish[3] for wish in wishes)
-        granted = []
-        for group, pool in enumerate(draft.pools):
-            draft.pools[group], pages = allocate(pool, total)
-            granted.append(pages)
-        at = 0
+        columns = [self._extended(group, wishes, total) for group in range(len(self._writes))]
         completed = []
-        for live, chunk, steps, n in wishes:
+        for (live, chunk, steps, _), tables in zip(wishes, zip(*columns, strict=True), strict=True):
             self._budget -= chunk + (steps > 0)
-            tables = live.tables
-            if n:
-                tables = self._extended(
-                    live.slot, tables, tuple(pages[at : at + n] for pages in granted)
-                )
-                at += n
-            if isinstance(live, Prefilling):
-                if self._advance(live, tables, chunk, steps):
-                    completed.append(live)
-            else:
-                sequence = live.sequence
-                draft.live[sequence.id] = Running(
-                    sequence, live.history, live.slot, tables, live.dispatched + steps
-                )
-                self._rows.append((live.slot, sequence.id, steps))
+            if isinstance(live, Running):
+                sequence, history, slot, _, dispatched = live
+                number = sequence.id
+                live_of[number] = Running(sequence, history, slot, tables, dispatched + steps)
+                rows.append((slot, number, steps))
+            elif self._advance(live, tables, chunk, steps):
+                completed.append(live)
         for live in completed:
             self._fork(live)
 
-    def _extended(
-        self, slot: int, tables: tuple[PageTable, ...], pages: tuple[tuple[int, ...], ...]
-    ) -> tuple[PageTable, ...]:
-        """Tables with further pages, which are written to the device's."""
-        for columns, table, new in zip(self._writes, tables, pages, strict=True):
-            self._write(columns, slot, table.end, new)
-        return tuple(table.extended(new) for table, new in zip(tables, pages, strict=True))
+    def _extended(self, group: int, wishes: list[Wish], total: int) -> list[PageTable]:
+        """Every wish's table in a group, with its new pages, which are written to the device's."""
+        self._draft.pools[group], pages = allocate(self._draft.pools[group], total)
+        slots, indices, targets = self._writes[group]
+        targets += pages
+        tables = []
+        at = 0
+        for live, _, _, n in wishes:
+            table = live.tables[group]
+            if n:
+                dead, owned = table
+                start = dead + len(owned)
+                slots += [live.slot] * n
+                indices += range(start, start + n)
+                table = PageTable(dead, owned + pages[at : at + n])
+                at += n
+            tables.append(table)
+        return tables
 
     @staticmethod
     def _write(
@@ -338,9 +337,3 @@ def _reports_prompt(live: Waiting | Preempted | Prefilling) -> bool:
     """Whether log-probabilities of the prompt are still to be computed with it."""
     wanted = live.sequence.request.params.prompt_logprobs is not None
     return wanted and live.sequence.index == 0 and not live.history.output
-
-
-def _with_tables(live: Active, tables: tuple[PageTable, ...]) -> Active:
-    if isinstance(live, Prefilling):
-        return Prefilling(live.sequence, live.history, live.slot, tables, live.done)
-    return Running(live.sequence, live.history, live.slot, tables, live.dispatched)

@@ -28,7 +28,6 @@ from rfjax.engine.request import Request
 from rfjax.engine.scheduler_state import Draft, SchedulerState
 from rfjax.engine.sequence import (
     AwaitingFork,
-    History,
     Live,
     Preempted,
     Prefilling,
@@ -193,34 +192,31 @@ def _receive(draft: Draft, burst: int, rows: Many[Many[int]], now: float) -> Non
     ended = []
     for number, steps, row in zip(flight.sequences, flight.steps, rows, strict=True):
         live = draft.live.get(number)
-        if not isinstance(live, Running | Preempted):
+        if not isinstance(live, (Running, Preempted)):
+            continue
+        dispatched = live.dispatched - steps + len(row)
+        if not row:
+            draft.live[number] = live._replace(dispatched=dispatched)
             continue
         tokens, finish = _cut(live, tuple(row))
-        history = live.history
-        if tokens:
-            history = continued(history, live.sequence.request, tokens, now, hashed)
-        if hashed and isinstance(live, Running):
-            before, after = (live.history.length - 1) // size, (history.length - 1) // size
+        draft.emit(live, tokens, now, finish)
+        if finish is not None:
+            ended.append(number)
+        history = continued(live.history, live.sequence.request, tokens, now, hashed)
+        if isinstance(live, Preempted):
+            draft.live[number] = Preempted(live.sequence, history, dispatched)
+            continue
+        draft.live[number] = Running(live.sequence, history, live.slot, live.tables, dispatched)
+        before, after = (live.history.length - 1) // size, (history.length - 1) // size
+        if after > before and hashed:
             for pages, table in zip(full, live.tables, strict=True):
                 for j in range(max(before, table.dead), after):
                     pages.append((history.keys[j], table.pages[j - table.dead]))
-        dispatched = live.dispatched - steps + len(tokens)
-        if tokens:
-            draft.emit(live, tokens, now, finish)
-        if finish is not None:
-            ended.append(number)
-        draft.live[number] = _known(live, history, dispatched)
     for group, pages in enumerate(full):
         if pages:
             draft.pools[group] = register(draft.pools[group], pages)
     for number in ended:
         draft.close(draft.live[number])
-
-
-def _known(live: Running | Preempted, history: History, dispatched: int) -> Live:
-    if isinstance(live, Preempted):
-        return Preempted(live.sequence, history, dispatched)
-    return Running(live.sequence, history, live.slot, live.tables, dispatched)
 
 
 def _cut(live: Live, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
@@ -245,6 +241,6 @@ def _forget(draft: Draft) -> None:
         if isinstance(live, Prefilling | Running):
             draft.preempt(live, forget=True)
         elif isinstance(live, Preempted):
-            draft.live[live.sequence.id] = _known(live, live.history, live.history.length)
+            draft.live[live.sequence.id] = live._replace(dispatched=live.history.length)
     draft.settle()
     draft.pools = [make_pool(group.n_pages) for group in draft.config.groups]

@@ -182,9 +182,9 @@ class Draft:
         sequence, history = live.sequence, live.history
         request = sequence.request
         n_output = history.length - len(request.token_ids) + len(tokens)
-        waited = now - history.time
+        waited, age = now - history.time, now - request.arrival
         self.outputs.append(
-            Output(sequence.id, request, sequence.index, tokens, n_output, waited, finish)
+            Output(sequence.id, request, sequence.index, tokens, n_output, waited, age, finish)
         )
 
     def open(self, sequence: Sequence) -> int:

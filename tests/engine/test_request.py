@@ -49,3 +49,32 @@ def test_stop_ids_are_the_models_and_the_users():
 def test_a_seed_is_drawn_where_none_is_given():
     assert request([1], seed=7).seed == 7
     assert len({request([1]).seed for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("request_id", ""), ("priority", 0.5), ("deadline", float("nan"))]
+)
+def test_terms_of_the_wrong_kind_are_refused(field, value):
+    with pytest.raises(RequestError, match=f"{field}: got .*, expected"):
+        make_request(
+            [1],
+            SamplingParams(),
+            vocab_size=10,
+            max_context=8,
+            end_ids=frozenset(),
+            **{field: value},
+        )
+
+
+@pytest.mark.parametrize("params", [{"allowed_token_ids": (10,)}, {"logit_bias": {10: 1.0}}])
+def test_tokens_outside_the_vocabulary_are_refused_in_every_list(params):
+    with pytest.raises(RequestError, match="token id 10"):
+        request([1], **params)
+
+
+def test_samples_have_seeds_of_their_own():
+    assert [request([1], seed=2**32 - 1).seed_of(i) for i in (0, 1)] == [2**32 - 1, 0]
+
+
+def test_a_name_is_drawn_where_none_is_given():
+    assert request([1]).id != request([1]).id

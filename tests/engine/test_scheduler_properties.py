@@ -77,7 +77,7 @@ class Scheduling(RuleBasedStateMachine):
         assert again.active == self.state.active
         self.now += 1
         for output in effects.outputs:
-            key = (output.request.id, output.index)
+            key = (output.request.id, output.sample)
             assert key not in self.finished, "a sequence goes on after its end"
             self.outputs[key] += output.token_ids
             assert len(self.outputs[key]) == output.n_output
