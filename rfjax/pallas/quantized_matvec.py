@@ -31,6 +31,10 @@ from rfjax.quant.qtensor import QTensor
 MAX_ROWS = 16
 """Most rows of activations."""
 
+ROWS_AT_ONCE = 4
+"""Most rows of activations in one program. More rows take more programs, which read the same
+weights one after the other: with 16 rows in one, the code took minutes to compile."""
+
 _MAX_UNROLLED = 8
 """Most products of a group with a row of activations that are written out one after the other;
 beyond, a loop keeps code and compile time small."""
@@ -72,8 +76,6 @@ def heuristic(n: int, k: int, m: int, target: Target = "cuda") -> Config:
     columns = next((c for c in candidates if lanes_in_use(c) >= 0.85), 1)
     side_by_side = min(groups, max(1, wave // columns))
     rows = 2 if m <= 2 else 4
-    if target == "gfx11" and m > 8:
-        rows = 2 if m <= 12 else 1  # more totals than that do not fit in its registers
     while rows > n:
         rows //= 2
     return Config(rows, side_by_side, columns, max(1, side_by_side * columns // wave))
@@ -270,28 +272,30 @@ def _exponent(e: Array) -> Array:
     )
 
 
-def _accumulate(x_refs, layout: Layout, refs: dict, first_row, config: Config, m: int, target):
-    """The products of one tile of weight rows: m arrays, f32 `[rows]`."""
+def _accumulate(x_refs, tokens, layout: Layout, refs: dict, first_row, config: Config, target):
+    """The products of one tile of weight rows with each of `tokens`: f32 `[rows]`."""
     n_groups, n_columns = x_refs[1].shape[1:]
     shape = (config.rows, config.groups, config.columns)
 
     def chunk(i, totals):
         tile = _Tile(layout, refs, first_row, i * config.columns, config, target)
-        step = functools.partial(_step, tile, x_refs)
+        step = functools.partial(_step, tile, x_refs, tokens)
         n_steps = n_groups // config.groups
-        if m * n_steps <= _MAX_UNROLLED:
+        if len(tokens) * n_steps <= _MAX_UNROLLED:
             for j in range(n_steps):
                 totals = step(j * config.groups, totals)
             return totals
         return jax.lax.fori_loop(0, n_steps, lambda j, t: step(j * config.groups, t), totals)
 
-    totals = tuple(jnp.zeros(shape, jnp.float32) for _ in range(m))
+    totals = tuple(jnp.zeros(shape, jnp.float32) for _ in tokens)
     n_chunks = pl.cdiv(n_columns, config.columns)
     totals = chunk(0, totals) if n_chunks == 1 else jax.lax.fori_loop(0, n_chunks, chunk, totals)
     return [jnp.sum(jnp.sum(total, axis=2), axis=1) for total in totals]
 
 
-def _step(tile: _Tile, x_refs, first_group, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+def _step(
+    tile: _Tile, x_refs, tokens, first_group, totals: tuple[Array, ...]
+) -> tuple[Array, ...]:
     """Add the products of one group a lane to the totals of every row of activations."""
     words_ref, scales_ref, sums_ref = x_refs
     layout, target = tile.layout, tile.target
@@ -300,7 +304,7 @@ def _step(tile: _Tile, x_refs, first_group, totals: tuple[Array, ...]) -> tuple[
     scales, minima = tile.factors(first_group)
     load = functools.partial(_load_activations, tile=tile, first_group=first_group)
     results = []
-    for r, total in enumerate(totals):
+    for r, total in zip(tokens, totals, strict=True):
         dots = []
         for part in range(2):
             chains = [jnp.zeros(tile.shape, jnp.int32)]
@@ -349,8 +353,15 @@ def _kernel(*refs, layouts, planes, gated, has_bias, has_residual, config, m, ta
     residual = take(1)[0] if has_residual else None
     outputs = refs
 
+    tokens = list(range(m))
+    if m > ROWS_AT_ONCE:
+        # The last rows stand in for those that the last program lacks: computed twice, alike.
+        first = pl.program_id(0) * ROWS_AT_ONCE
+        tokens = [jnp.minimum(first + i, m - 1) for i in range(ROWS_AT_ONCE)]
+
     def product(index: int, first_row):
-        totals = _accumulate(x_refs, layouts[index], weights[index], first_row, config, m, target)
+        tile = (layouts[index], weights[index], first_row, config, target)
+        totals = _accumulate(x_refs, tokens, *tile)
         bias = biases[index]
         if bias is not None:
             numbers = bias[pl.ds(first_row, config.rows)]
@@ -358,7 +369,7 @@ def _kernel(*refs, layouts, planes, gated, has_bias, has_residual, config, m, ta
         return totals
 
     def write(output, first_row, totals):
-        for r, total in enumerate(totals):
+        for r, total in zip(tokens, totals, strict=True):
             at = (r, pl.ds(first_row, config.rows))
             if residual is not None:
                 total = total + residual[at].astype(jnp.float32)
@@ -371,7 +382,7 @@ def _kernel(*refs, layouts, planes, gated, has_bias, has_residual, config, m, ta
             totals = [gated(g) * u for g, u in zip(totals, ups, strict=True)]
         write(outputs[index], first_row, totals)
 
-    over_tiles(outputs, config.rows, compute)
+    over_tiles(outputs, config.rows, compute, axis=1)
 
 
 # Jitted by itself, so that layers alike are traced and lowered once.
@@ -403,7 +414,7 @@ def quantized_matvec(
     """
     m = x.words.shape[0]
     sizes = [weight.shape[0] for weight in weights]
-    shape = min(sizes), weights[0].shape[1], m
+    shape = min(sizes), weights[0].shape[1], min(m, ROWS_AT_ONCE)
     config = config or tuned(Config, "quantized_matvec", weights[0].type.name, *shape, target)
     config = config or heuristic(*shape, target)
     biases = list(biases or [None] * len(weights))
@@ -428,7 +439,8 @@ def quantized_matvec(
     outputs = sizes[:1] if gated is not None else sizes
     results = pl.pallas_call(
         kernel,
-        grid=(sum(tile_counts(outputs, config.rows)),),
+        # Programs that read the same weights follow each other.
+        grid=(pl.cdiv(m, ROWS_AT_ONCE), sum(tile_counts(outputs, config.rows))),
         out_shape=[jax.ShapeDtypeStruct((m, n), out_dtype) for n in outputs],
         compiler_params=plt.CompilerParams(num_warps=config.warps, num_stages=1),
         interpret=target == "interpret",

@@ -14,7 +14,9 @@ def tile_counts(sizes: Sequence[int], rows: int) -> tuple[int, ...]:
     return tuple(pl.cdiv(size, rows) for size in sizes)
 
 
-def over_tiles(outputs: Sequence[Any], rows: int, compute: Callable[[int, Array], None]) -> None:
+def over_tiles(
+    outputs: Sequence[Any], rows: int, compute: Callable[[int, Array], None], *, axis: int = 0
+) -> None:
     """Inside a kernel: compute this program's tile, `compute(index of the output, first row)`.
 
     The last tile of a matrix is moved up to end at the last row: some rows are computed twice,
@@ -23,8 +25,9 @@ def over_tiles(outputs: Sequence[Any], rows: int, compute: Callable[[int, Array]
     Args:
         outputs: refs `[M, N_i]`.
         rows: rows of a tile.
+        axis: of the grid, along which the tiles are.
     """
-    program, start = pl.program_id(0), 0
+    program, start = pl.program_id(axis), 0
     counts = tile_counts([output.shape[1] for output in outputs], rows)
     for index, (output, count) in enumerate(zip(outputs, counts, strict=True)):
 
