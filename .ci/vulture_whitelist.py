@@ -20,3 +20,4 @@ xla
 dir  # triton reads it of its settings
 jaxlib  # a field of what a self-check holds for, read with all others
 teardown  # hypothesis calls it of a state machine
+token_id  # of the stop token that ended a sequence, for whoever asks why

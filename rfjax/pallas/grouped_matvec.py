@@ -63,7 +63,7 @@ def _quantized_kernel(*refs, layouts, planes, gated, config, target):
     results = []
     for layout, names in zip(layouts, planes, strict=True):
         chosen = {name: _Chosen(stacks.pop(0), expert) for name in names}
-        results += quantized._accumulate(x_refs, layout, chosen, first_row, config, 1, target)
+        results += quantized._accumulate(x_refs, [0], layout, chosen, first_row, config, target)
     total = results[0] if gated is None else gated(results[0]) * results[1]
     output[pair, pl.ds(first_row, config.rows)] = total.astype(output.dtype)
 
