@@ -293,9 +293,7 @@ def _accumulate(x_refs, tokens, layout: Layout, refs: dict, first_row, config: C
     return [jnp.sum(jnp.sum(total, axis=2), axis=1) for total in totals]
 
 
-def _step(
-    tile: _Tile, x_refs, tokens, first_group, totals: tuple[Array, ...]
-) -> tuple[Array, ...]:
+def _step(tile: _Tile, x_refs, tokens, first_group, totals: tuple[Array, ...]) -> tuple[Array, ...]:
     """Add the products of one group a lane to the totals of every row of activations."""
     words_ref, scales_ref, sums_ref = x_refs
     layout, target = tile.layout, tile.target
