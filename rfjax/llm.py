@@ -18,7 +18,7 @@ from rfjax.engine.request import (
 )
 from rfjax.engine.runner import Progress, Runner
 from rfjax.engine.sampling_params import SamplingParams
-from rfjax.errors import ConfigError, RequestError
+from rfjax.errors import ConfigError, RequestError, UnsupportedError
 from rfjax.evals.perplexity import PerplexityResult, perplexity
 from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
@@ -26,6 +26,20 @@ from rfjax.ops.dispatch import KernelPolicy
 from rfjax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+
+_NOT_SAMPLED_BY_YET = (
+    "typical_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "min_tokens",
+    "stop",
+    "include_stop_str_in_output",
+    "n",
+    "prompt_logprobs",
+)
+"""Sampling parameters that the decode loop does not know."""
 
 
 class LLM:
@@ -211,6 +225,7 @@ class LLM:
         return self.tokenizer
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        _check_supported(params)
         if isinstance(prompt, str):
             ids = self._need_tokenizer().encode(prompt) if prompt else []
         else:
@@ -255,6 +270,17 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and not any(hasattr(p, "__len__") for p in listed):
         return [listed]  # one prompt of token ids
     return listed
+
+
+def _check_supported(params: SamplingParams) -> None:
+    default = SamplingParams()
+    given = [n for n in _NOT_SAMPLED_BY_YET if getattr(params, n) != getattr(default, n)]
+    given += ["logprobs"] if params.logprobs else []
+    if given:
+        raise UnsupportedError(
+            f"sampling parameters: got {', '.join(given)}, which this version does not apply yet: "
+            "leave them at their defaults"
+        )
 
 
 def _params_for(

@@ -6,7 +6,7 @@ import pytest
 from support.tiny_model import tiny_llama
 
 import rfjax
-from rfjax.errors import ConfigError, RequestError
+from rfjax.errors import ConfigError, RequestError, UnsupportedError
 
 pytestmark = pytest.mark.quick_compile
 
@@ -133,6 +133,18 @@ def test_numbers_of_prompts_and_parameters_must_agree(llm):
 def test_what_is_no_sampling_parameters_is_refused(llm, params):
     with pytest.raises(RequestError, match=r"expected rfjax\.SamplingParams"):
         llm.generate(["a"], params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"stop": "the"}, {"logit_bias": {3: 1.0}}, {"n": 2}, {"logprobs": 2}, {"min_tokens": 1}],
+)
+def test_what_the_loop_does_not_apply_is_refused_rather_than_ignored(llm, params):
+    (name,) = params
+    with pytest.raises(UnsupportedError, match=name):
+        llm.generate("a", rfjax.SamplingParams(**params))
+    with pytest.raises(UnsupportedError, match=name):
+        next(iter(llm.stream("a", rfjax.SamplingParams(**params))))
 
 
 def test_token_ids_may_be_numpy_arrays(llm):
