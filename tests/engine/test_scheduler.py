@@ -223,6 +223,16 @@ def test_output_is_a_prefix_for_what_follows_too():
     assert [a.n_cached for a in engine.send(Tick(0.0)).admissions] == [20]
 
 
+def test_a_page_whose_last_token_is_not_computed_is_not_known():
+    engine = Engine()
+    first = engine.submit("a", 6, max_tokens=12)
+    engine.step()
+    assert engine.state.live[0].history.length == 8  # and seven of them are computed
+    engine.send(Cancel("a", 0.0))
+    engine.submit("b", [*first.token_ids, *engine.outputs["a", 0], 5], max_tokens=2)
+    assert [a.n_cached for a in engine.send(Tick(0.0)).admissions] == [4]
+
+
 def test_samples_share_the_full_pages_of_the_prompt_and_copy_the_partial_one():
     engine = Engine()
     made = engine.submit("a", 11, max_tokens=9, n=3)
