@@ -53,9 +53,10 @@ NO_PREFIXES = dataclasses.replace(FULL, prefix_caching=False)
 
 
 class Scheduling(RuleBasedStateMachine):
-    """Random events, with one burst under way while the next is planned, or none."""
+    """Random events, with up to so many bursts under way while the next is planned."""
 
     config = FULL
+    depth = 1
 
     def __init__(self):
         super().__init__()
@@ -88,6 +89,7 @@ class Scheduling(RuleBasedStateMachine):
     @rule(
         shared=st.integers(0, 16),
         own=st.integers(0, 8),
+        follows=st.sampled_from([None, None, 1, 2, 3]),
         salt=st.sampled_from(["", "", "other"]),
         max_tokens=st.integers(1, 16),
         n=st.sampled_from([1, 1, 1, 2, 3, 5]),
@@ -101,6 +103,7 @@ class Scheduling(RuleBasedStateMachine):
         self,
         shared,
         own,
+        follows,
         salt,
         max_tokens,
         n,
@@ -113,6 +116,8 @@ class Scheduling(RuleBasedStateMachine):
         self.n_submitted += 1
         name = f"r{self.n_submitted}"
         prompt = [1 + i % 5 for i in range(shared)]
+        if follows is not None and (earlier := self.requests.get(f"r{self.n_submitted - follows}")):
+            prompt = [*earlier.token_ids, *self.outputs[earlier.id, 0]][:28]
         prompt += [(self.n_submitted * 7 + i) % VOCAB for i in range(own)]
         request = make_request(
             prompt or [3],
@@ -144,7 +149,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(break_after=st.sampled_from([None, None, None, 0, 1, 3]))
     def dispatch(self, break_after):
-        if len(self.results) == 2:
+        if len(self.results) > self.depth:
             self.receive()
         plan = self.send(Tick(self.now)).plan
         rows = self.device.run(plan, break_after)
@@ -206,6 +211,7 @@ class Scheduling(RuleBasedStateMachine):
 
 class MixedScheduling(Scheduling):
     config = MIXED
+    depth = 2
 
 
 class SchedulingWithoutPrefixes(Scheduling):
