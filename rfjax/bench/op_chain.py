@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from rfjax.bench.roof import Roof
 from rfjax.bench.subject import Subject
 from rfjax.bench.timing import seconds_per_call
+from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import ConfigError
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Block
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
+from rfjax.quant.qtensor import has_packed
 from rfjax.typing import Array, Float
 
 _PASSES = 8
@@ -92,7 +94,9 @@ def _results(
 ) -> Iterator[ChainResult]:
     config = subject.config
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(subject.params.blk))
-    run = functools.partial(jax.jit(_passes, static_argnames="config"), config=config)
+    options = compiler_options(packed=has_packed(subject.params))
+    passes = jax.jit(_passes, static_argnames="config", compiler_options=options)
+    run = functools.partial(passes, config=config)
     for m in rows:
         x = jax.random.normal(jax.random.key(m), (m, config.d_model), config.dtype)
         seconds = seconds_per_call(run, subject.params.blk, x, repeats=repeats).median / _PASSES

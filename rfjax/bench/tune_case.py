@@ -7,7 +7,7 @@ from rfjax.bench.op_case import linear_cases
 from rfjax.errors import ConfigError
 from rfjax.models.launches import Matrices, launches
 from rfjax.pallas.plain_matvec import MAX_ROWS as MAX_PLAIN
-from rfjax.pallas.quantized_matvec import MAX_ROWS
+from rfjax.pallas.quantized_matvec import ROWS_AT_ONCE
 from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 
@@ -75,7 +75,8 @@ def model_cases(matrices: Matrices, rows: Iterable[int]) -> tuple[TuneCase, ...]
 
 
 def _most(type: GGMLType) -> int:
-    return MAX_PLAIN if type in NATIVE_DTYPES else MAX_ROWS
+    """Most rows of activations with settings of their own; more of them run with these."""
+    return MAX_PLAIN if type in NATIVE_DTYPES else ROWS_AT_ONCE
 
 
 def _checked(case: TuneCase) -> TuneCase:

@@ -39,7 +39,7 @@ def tune(
     types: Annotated[
         str | None, typer.Option(metavar="TYPE,...", help="Types of these matrices.")
     ] = None,
-    rows: Annotated[str, typer.Option(metavar="M,...", help="Rows of activations.")] = "1,2,4,8",
+    rows: Annotated[str, typer.Option(metavar="M,...", help="Rows of activations.")] = "1,2,4",
     output: Annotated[
         Path | None,
         typer.Option(help="File to add to; by default the user's, which models read."),

@@ -98,9 +98,9 @@ def load(
         kernels: which kernels may run (see `rfjax.ops.dispatch`); None takes one wherever it
             accepts. It becomes part of the model's configuration.
         selfcheck: whether to try every kernel that the model uses against f64 before anything is
-            loaded, and disable those that fail (see `rfjax.selfcheck`). It takes seconds, once:
-            results are remembered for the device and the versions of everything. None does so on
-            GPUs; True also where kernels are interpreted, which takes minutes.
+            loaded, and disable those that fail (see `rfjax.selfcheck`), once: results
+            are remembered for the device and the versions of everything. None does so on GPUs;
+            True also where kernels are interpreted, which takes minutes.
 
     Raises:
         ModelFormatError: malformed or truncated file, inconsistent metadata; or tensors missing,

@@ -4,8 +4,9 @@ Every packed type is small integers times scales. With the activations of a grou
 point (see `rfjax.pallas.pack_activations`), the dot product of a group, or of each half of it, is
 exact in int32; scales are applied to it in f32. What bounds the kernel is reading the weights.
 
-A program computes a tile of rows for all M rows of activations. It walks over the columns; in a
-column a lane meets a whole super-block, so that the sub-scales are decoded once, from registers.
+A program computes a tile of rows for up to four rows of activations (`ROWS_AT_ONCE`). It walks over
+the columns; in a column a lane meets a whole super-block, so that the sub-scales are decoded once,
+from registers.
 """
 
 import dataclasses
