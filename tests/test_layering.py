@@ -25,7 +25,7 @@ LAYERS = (
     ("rfjax.models",),
     ("rfjax.ops", "rfjax.cache"),
     ("rfjax.pallas",),
-    ("rfjax.ops.mask",),  # data that kernels read
+    ("rfjax.ops.mask", "rfjax.ops.scores"),  # data that kernels read
     ("rfjax.tokenizer", "rfjax.sharding", "rfjax.quant"),
     ("rfjax.io.gguf", "rfjax.io.gguf_*"),
     ("rfjax.quant.types",),
@@ -37,6 +37,7 @@ WITHOUT_JAX = (
     "rfjax.config",
     "rfjax.io.gguf",
     "rfjax.quant.types",
+    "rfjax.engine.burst_result",
     "rfjax.engine.effects",
     "rfjax.engine.finish",
     "rfjax.engine.metrics",

@@ -47,3 +47,12 @@ def allowed(
     elif mask.kind == "chunked":
         seen &= key_positions // mask.size == query_positions // mask.size
     return seen
+
+
+def first_seen(mask: Mask, query_positions: Int[Array, "*L"]) -> Int[Array, "*L"]:
+    """The first key position that a query may see."""
+    if mask.kind == "window":
+        return jnp.maximum(query_positions - (mask.size - 1), 0)
+    if mask.kind == "chunked":
+        return jnp.maximum(query_positions, 0) // mask.size * mask.size
+    return jnp.zeros_like(query_positions)
