@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rfjax.engine.config import EngineConfig as EngineConfig
-    from rfjax.engine.request import RequestOutput as RequestOutput
-    from rfjax.engine.request import StreamOutput as StreamOutput
+    from rfjax.engine.output import RequestOutput as RequestOutput
+    from rfjax.engine.output import SampleOutput as SampleOutput
+    from rfjax.engine.output import StreamOutput as StreamOutput
     from rfjax.engine.sampling_params import SamplingParams as SamplingParams
     from rfjax.evals.perplexity import PerplexityResult as PerplexityResult
     from rfjax.io.load import Model as Model
@@ -27,6 +28,7 @@ __all__ = [
     "Model",
     "PerplexityResult",
     "RequestOutput",
+    "SampleOutput",
     "SamplingParams",
     "StreamOutput",
     "forward",
@@ -39,9 +41,10 @@ _EXPORTS = {
     "LLM": "rfjax.llm",
     "Model": "rfjax.io.load",
     "PerplexityResult": "rfjax.evals.perplexity",
-    "RequestOutput": "rfjax.engine.request",
+    "RequestOutput": "rfjax.engine.output",
+    "SampleOutput": "rfjax.engine.output",
     "SamplingParams": "rfjax.engine.sampling_params",
-    "StreamOutput": "rfjax.engine.request",
+    "StreamOutput": "rfjax.engine.output",
     "forward": "rfjax.models.decoder",
     "load": "rfjax.io.load",
 }

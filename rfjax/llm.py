@@ -9,13 +9,8 @@ from jax.sharding import Mesh
 
 from rfjax.engine.compilation_cache import enable_compilation_cache
 from rfjax.engine.config import EngineConfig
-from rfjax.engine.request import (
-    Request,
-    RequestOutput,
-    StreamOutput,
-    as_token_ids,
-    make_request,
-)
+from rfjax.engine.output import RequestOutput, SampleOutput, StreamOutput
+from rfjax.engine.request import Request, as_token_ids, make_request
 from rfjax.engine.runner import Progress, Runner
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import ConfigError, RequestError, UnsupportedError
@@ -250,10 +245,14 @@ class LLM:
         return RequestOutput(
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=list(request.token_ids),
-            token_ids=ids,
-            text=text,
-            finish_reason=reason,
-            logprobs=progress.logprobs[row, begin:end].tolist(),
+            samples=(
+                SampleOutput(
+                    text=text,
+                    token_ids=ids,
+                    finish_reason=reason,
+                    logprobs=progress.logprobs[row, begin:end].tolist(),
+                ),
+            ),
         )
 
 

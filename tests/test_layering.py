@@ -41,6 +41,7 @@ WITHOUT_JAX = (
     "rfjax.engine.effects",
     "rfjax.engine.finish",
     "rfjax.engine.metrics",
+    "rfjax.engine.output",
     "rfjax.engine.page_keys",
     "rfjax.engine.page_pool",
     "rfjax.engine.page_table",

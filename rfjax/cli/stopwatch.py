@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 
-from rfjax.engine.request import StreamOutput
+from rfjax.engine.output import StreamOutput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Requests and their results, on the host. No JAX."""
+"""Requests, on the host. No JAX."""
 
 import dataclasses
 import math
@@ -7,7 +7,6 @@ import reprlib
 import secrets
 from typing import Any
 
-from rfjax.engine.finish import FinishReason
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import RequestError
 
@@ -43,42 +42,6 @@ class Request:
     def seed_of(self, index: int) -> int:
         """The seed of sample `index` of `params.n`, from 0 to 2**32 - 1."""
         return (self.seed + index) % 2**32
-
-
-@dataclasses.dataclass(frozen=True)
-class RequestOutput:
-    """What one prompt gave.
-
-    Attributes:
-        prompt: the text, or None when the prompt was token ids.
-        prompt_token_ids: as fed to the model.
-        token_ids: generated, a final stop token included.
-        text: of the generated tokens, without special tokens and without the final stop token.
-        finish_reason: "stop" at a stop token or string, "length" at `max_tokens` or the context's
-            end, "abort" when cancelled, "deadline" when that passed, "error" of this request alone.
-        logprobs: natural log-probability of each generated token under the model's own
-            distribution, before penalties, temperature and filters.
-    """
-
-    prompt: str | None
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    logprobs: list[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamOutput:
-    """A piece of a running generation; the last one has a finish reason.
-
-    Fields as in `RequestOutput`, of the tokens that are new since the piece before.
-    """
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: FinishReason | None
 
 
 def as_token_ids(prompt: Any) -> list[int]:
