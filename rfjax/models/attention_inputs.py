@@ -13,10 +13,12 @@ class AttentionInputs:
     Attributes:
         positions: absolute position of each token, int32 [B, L]; -1 marks padding.
         key_lengths: keys of each row that are real once this step is written, int32 [B].
+        tables: of a paged cache, the rows' page tables in every group, int32 [B, M] each.
     """
 
     positions: Array
     key_lengths: Array
+    tables: tuple[Array, ...] = ()
 
     @property
     def flat_positions(self) -> Array:

@@ -1,11 +1,13 @@
 """The one decoder: every architecture is this function over a different `ModelConfig`."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from rfjax.cache.dense import DenseCache, LayerCache, append
+from rfjax.cache.paged import PagedCache, PagedLayer, append_pages
 from rfjax.models.attention_inputs import AttentionInputs, whole_rows
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.models.params import Block, Linear, Params
@@ -14,8 +16,14 @@ from rfjax.ops.decode_attention import decode_attention
 from rfjax.ops.linear import Norm, Projection, embed, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn, route
 from rfjax.ops.norm import rms_norm
+from rfjax.ops.paged_attention import paged_attention
+from rfjax.ops.paged_decode_attention import paged_decode_attention
 from rfjax.ops.rope import Rope, apply_rope, rope_tables
 from rfjax.typing import Array, Float, Int
+
+Cache = DenseCache | PagedCache
+LayerView = LayerCache | tuple[PagedLayer, Int[Array, "B M"]] | None
+"""A layer's part of the cache; of a paged one, with the rows' tables."""
 
 
 def forward(
@@ -39,10 +47,10 @@ def hidden_states(
     params: Params,
     tokens: Int[Array, " T"],
     inputs: AttentionInputs,
-    cache: DenseCache | None,
+    cache: Cache | None,
     *,
     config: ModelConfig,
-) -> tuple[Float[Array, "T D"], DenseCache | None]:
+) -> tuple[Float[Array, "T D"], Cache | None]:
     """Final hidden states (after the output norm) of T flat tokens, and the written cache.
 
     Without a cache the rows attend within themselves and must start at position 0; with one, the
@@ -50,8 +58,9 @@ def hidden_states(
 
     Args:
         tokens: ids, int32 [T] for T = B * L; what stands at padding does not matter.
-        inputs: the B rows of L tokens: positions and key lengths.
-        cache: of B rows, as `rfjax.cache.dense.init_cache` makes it, or None.
+        inputs: the B rows of L tokens: positions, key lengths, and page tables of a paged cache.
+        cache: of B rows, as `rfjax.cache.dense.init_cache` makes it; or pages, which any rows
+            share (`rfjax.cache.paged`); or None.
 
     Returns:
         Hidden states in the config's dtype, and the cache with this step in it (None without).
@@ -69,17 +78,24 @@ def hidden_states(
     layers = []
     for i, (block, layer) in enumerate(zip(params.blk, config.layers, strict=True)):
         with jax.named_scope(f"blk.{i}"):
-            layer_cache = None if cache is None else cache.layers[i]
-            x, written = _attention_block(
-                block, x, inputs, layer_cache, tables(layer.rope), layer, config
-            )
+            view = _view(cache, inputs, i)
+            x, written = _attention_block(block, x, inputs, view, tables(layer.rope), layer, config)
             with jax.named_scope("ffn"):
                 x = _ffn_block(block, x, layer, config)
             layers.append(written)
 
     with jax.named_scope("output_norm"):
         x = rms_norm(x, params.output_norm.weight, config.norm_eps)
-    return x, None if cache is None else DenseCache(layers=tuple(layers))
+    return x, None if cache is None else dataclasses.replace(cache, layers=tuple(layers))
+
+
+def _view(cache: Cache | None, inputs: AttentionInputs, number: int) -> LayerView:
+    """What a layer has of the cache."""
+    if cache is None:
+        return None
+    if isinstance(cache, PagedCache):
+        return cache.layers[number], inputs.tables[cache.groups[number]]
+    return cache.layers[number]
 
 
 def output_projection(params: Params) -> Linear:
@@ -110,11 +126,11 @@ def _attention_block(
     block: Block,
     x: Float[Array, "T D"],
     inputs: AttentionInputs,
-    cache: LayerCache | None,
+    cache: LayerView,
     tables: tuple[Array, Array],
     layer: LayerConfig,
     config: ModelConfig,
-) -> tuple[Float[Array, "T D"], LayerCache | None]:
+) -> tuple[Float[Array, "T D"], LayerCache | PagedLayer | None]:
     """`x` and what attention adds to it, and the layer's written cache."""
     eps, policy = config.norm_eps, config.kernels
     with jax.named_scope("qkv"):
@@ -125,13 +141,12 @@ def _attention_block(
         )
         counts = (layer.n_heads, layer.n_kv_heads, layer.n_kv_heads)
         q, k, v = (y.reshape(y.shape[0], n, -1) for y, n in zip(projected, counts, strict=True))
-    if cache is not None and inputs.positions.shape[1] == 1:
-        attended, cache = _attend_one(block, q, k, v, inputs, cache, tables, layer, config)
-    else:
-        attended, cache = _attend_rows(block, q, k, v, inputs, cache, tables, layer, config)
+    one = cache is not None and inputs.positions.shape[1] == 1
+    attend = _attend_one if one else _attend_rows
+    attended, written = attend(block, q, k, v, inputs, cache, tables, layer, config)
     with jax.named_scope("attn_output"):
         output = block.attn_output
-        return linear(attended, output.weight, output.bias, residual=x, policy=policy), cache
+        return linear(attended, output.weight, output.bias, residual=x, policy=policy), written
 
 
 def _temperature(layer: LayerConfig, inputs: AttentionInputs) -> Float[Array, " T"] | None:
@@ -145,16 +160,17 @@ def _temperature(layer: LayerConfig, inputs: AttentionInputs) -> Float[Array, " 
 def _attend_one(block, q, k, v, inputs, cache, tables, layer, config):
     """A decode step: one token a row, from its heads to the written cache."""
     with jax.named_scope("attention"):
+        if isinstance(cache, tuple):
+            attend = functools.partial(paged_decode_attention, q, k, v, *cache)
+        else:
+            attend = functools.partial(
+                decode_attention, q, k, v, cache, key_lengths=inputs.key_lengths
+            )
         cos, sin = tables
-        return decode_attention(
-            q,
-            k,
-            v,
-            cache,
-            cos,
-            sin,
+        return attend(
+            cos=cos,
+            sin=sin,
             positions=inputs.positions[:, 0],
-            key_lengths=inputs.key_lengths,
             mask=layer.mask,
             scale=layer.attention_scale,
             pairing=layer.rope.pairing,
@@ -181,6 +197,20 @@ def _attend_rows(block, q, k, v, inputs, cache, tables, layer, config):
             q = (q.astype(jnp.float32) * grown[:, None, None]).astype(q.dtype)
     rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
     with jax.named_scope("attention"):
+        if isinstance(cache, tuple):
+            pages, table = cache
+            pages = append_pages(pages, table, rows(k), rows(v), inputs.positions)
+            out = paged_attention(
+                rows(q),
+                pages,
+                table,
+                query_positions=inputs.positions,
+                key_lengths=inputs.key_lengths,
+                mask=layer.mask,
+                scale=layer.attention_scale,
+                policy=config.kernels,
+            )
+            return out.reshape(batch * length, -1), pages
         if cache is None:
             keys, values = rows(k).transpose(0, 2, 1, 3), rows(v).transpose(0, 2, 3, 1)
             # Held as they are: folded into the products, the transpositions would change the

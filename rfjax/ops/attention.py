@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask, allowed
@@ -108,8 +109,10 @@ _by_kernel.defvjp(_forward_by_kernel, _backward_by_xla)
 
 
 def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries):
+    if not keys_are_queries:
+        return _over_cache(q, k, v, query_positions, key_lengths, mask, scale)
     length = q.shape[1]
-    causal = keys_are_queries and mask.kind != "bidirectional"
+    causal = mask.kind != "bidirectional"
     segment = -(-length // _SEGMENTS) if causal and length >= _LONG else length
     outputs = []
     for start in range(0, length, segment):
@@ -127,6 +130,33 @@ def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries
             )
         )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _over_cache(q, k, v, query_positions, key_lengths, mask, scale):
+    """Attention over rows of keys in the order in which pages are attended to."""
+    n_keys = k.shape[2]
+    n_blocks = -(-n_keys // KEYS_AT_ONCE)
+    if n_keys % KEYS_AT_ONCE:
+        missing = (0, n_blocks * KEYS_AT_ONCE - n_keys)
+        k = jnp.pad(k, ((0, 0), (0, 0), missing, (0, 0)))
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), missing))
+
+    def load(i):
+        start = i * KEYS_AT_ONCE
+        keys = jax.lax.dynamic_slice_in_dim(k, start, KEYS_AT_ONCE, axis=2)
+        values = jax.lax.dynamic_slice_in_dim(v, start, KEYS_AT_ONCE, axis=3)
+        return keys, values.swapaxes(2, 3)
+
+    return blockwise_attention(
+        q,
+        load,
+        KEYS_AT_ONCE,
+        query_positions=query_positions,
+        key_lengths=key_lengths,
+        mask=mask,
+        scale=scale,
+        n_blocks=n_blocks,
+    )
 
 
 def _in_blocks(q, k, v, query_positions, key_lengths, mask, scale):

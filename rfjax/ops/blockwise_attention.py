@@ -14,6 +14,9 @@ from rfjax.ops.reduce import copies_for, exp_below_best, row_sum, rows_product
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
 
+KEYS_AT_ONCE = 256
+"""Keys of a block of a cache. A constant: it decides the order of sums."""
+
 _FLOOR = -1e30
 """The best score before any is seen: finite, so that its difference to itself is a number."""
 
@@ -30,6 +33,7 @@ def blockwise_attention(
     mask: Mask,
     scale: float,
     terms: ScoreTerms = NO_TERMS,
+    n_blocks: int | None = None,
 ) -> Float[Array, "B L N H"]:
     """Softmax attention with grouped heads: query head n reads kv head n // (N/K).
 
@@ -47,15 +51,17 @@ def blockwise_attention(
         mask: which of them a query sees.
         scale: multiplies the scores.
         terms: what else is done to them.
+        n_blocks: how many blocks to take, which makes it differentiable; None takes those of which
+            a row sees something.
     """
     batch, length, n_heads, head_dim = q.shape
-    single = length * n_heads  # rows of the products, over all kv heads
-    copies = copies_for(batch * single * block_size) if q.dtype == jnp.float32 else 1
+    n_scores = batch * length * n_heads * block_size
+    copies = copies_for(n_scores) if q.dtype == jnp.float32 else 1
     if copies > 1:  # so that the softmax below is always computed in one way
         q = jax.lax.optimization_barrier(jnp.concatenate([q] * copies, axis=1))
         query_positions = jnp.concatenate([query_positions] * copies, axis=1)
     state = _over_blocks(
-        q, load, block_size, query_positions, key_lengths, mask, jnp.float32(scale), terms
+        q, load, block_size, query_positions, key_lengths, mask, scale, terms, n_blocks
     )
     out = state.reshape(batch, -1, length * copies, n_heads // state.shape[1], head_dim)
     out = out.transpose(0, 2, 1, 3, 4).reshape(batch, -1, n_heads, head_dim)
@@ -64,7 +70,7 @@ def blockwise_attention(
     return out.astype(q.dtype)
 
 
-def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms):
+def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms, n_blocks):
     """Attention of the rows of all queries that share a kv head, f32 [B, K, L * G, H]."""
     batch, length, n_heads, head_dim = q.shape
     n_kv = jax.eval_shape(load, jnp.int32(0))[0].shape[1]
@@ -77,25 +83,28 @@ def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms
     real = query_positions >= 0
     first = jnp.where(real, first_seen(mask, query_positions), key_lengths[:, None])
     first = jnp.min(first, axis=1)
-    first_block = jnp.min(first) // size
-    blocks = -(-jnp.max(key_lengths) // size)
+    begin, end = 0, n_blocks
+    if end is None:
+        begin, end = jnp.min(first) // size, -(-jnp.max(key_lengths) // size)
 
     def step(i, carry):
         acc, best, total = carry
         k, v = load(i)
         # Held as they are: folded into the products, transpositions would change the order of
         # the sums (see `rows_product`).
-        keys = i * size + jnp.arange(size, dtype=jnp.int32)
+        keys = (i * size + jnp.arange(size, dtype=jnp.int32))[None, :]
         looked_at = (keys >= first[:, None]) & (keys < key_lengths[:, None])
         v = jnp.where(looked_at[:, None, :, None], v, jnp.zeros_like(v)).swapaxes(2, 3)
         k, v = jax.lax.optimization_barrier((k, v))
-        scores = rows_product(rows, k).reshape(batch, n_kv, length, group, size) * scale
+        scores = rows_product(rows, k).reshape(batch, n_kv, length, group, size) * jnp.float32(
+            scale
+        )
         if terms.softcap:
             scores = jnp.float32(terms.softcap) * jnp.tanh(scores / jnp.float32(terms.softcap))
         if terms.slopes is not None:
-            distance = (keys - query_positions[:, :, None])[:, None, :, None, :]
+            distance = (keys[None] - query_positions[:, :, None])[:, None, :, None, :]
             scores = scores + by_head(terms.slopes)[..., None] * distance.astype(jnp.float32)
-        seen = allowed(mask, query_positions[:, :, None], keys) & looked_at[:, None, :]
+        seen = allowed(mask, query_positions[:, :, None], keys[None]) & looked_at[:, None, :]
         seen &= real[:, :, None]
         seen = seen[:, None, :, None, :]
         scores = jnp.where(seen, scores, jnp.float32(_FLOOR))
@@ -113,7 +122,7 @@ def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms
     else:
         best, total = jnp.broadcast_to(by_head(terms.sinks), shape), jnp.ones(shape, jnp.float32)
     acc = jnp.zeros((*shape, head_dim), jnp.float32)
-    acc, _, total = jax.lax.fori_loop(first_block, blocks, step, (acc, best, total))
+    acc, _, total = jax.lax.fori_loop(begin, end, step, (acc, best, total))
     # By the reciprocal: XLA turns the division into that or not, depending on the shape.
     acc = acc * (1.0 / jnp.maximum(total, jnp.float32(1e-30)))[..., None]
     return acc.reshape(batch, n_kv, length * group, head_dim)

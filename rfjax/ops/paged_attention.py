@@ -3,14 +3,11 @@
 import jax.numpy as jnp
 
 from rfjax.cache.paged import PagedLayer, read_pages
-from rfjax.ops.blockwise_attention import blockwise_attention
+from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.mask import Mask
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
-
-_BLOCK = 256
-"""Keys that plain JAX takes at a time. A constant: it decides the order of sums."""
 
 
 def paged_attention(
@@ -48,7 +45,7 @@ def paged_attention(
     """
     del policy
     size = layer.page_size
-    n_together = max(1, _BLOCK // size)
+    n_together = max(1, KEYS_AT_ONCE // size)
 
     def load(i):
         at = i * n_together + jnp.arange(n_together, dtype=jnp.int32)

@@ -16,12 +16,14 @@ from support.quick_compile import quick_compile
 from support.random_model import Shape, random_tokens, save
 
 from rfjax.cache.dense import init_cache
+from rfjax.cache.paged import init_paged_cache
 from rfjax.io.load import load
 from rfjax.models.attention_inputs import AttentionInputs, whole_rows
 from rfjax.models.decoder import forward, hidden_states, project
+from rfjax.models.layer_groups import group_of_layers, layer_groups
 from rfjax.ops.mask import Mask
 
-LENGTH, CAPACITY = 48, 64
+LENGTH, CAPACITY, PAGE = 48, 64, 16
 
 SHAPES = {
     "llama": (Shape(width=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_width=80), {}),
@@ -41,11 +43,11 @@ SHAPES = {
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def step(params, cache, tokens, positions, *, config):
+def step(params, cache, tokens, positions, tables=(), *, config):
     """Logits [B, L, V] of one step of B rows, and the cache after it."""
     batch, length = tokens.shape
     lengths = positions.max(axis=1) + 1
-    inputs = AttentionInputs(positions, lengths)
+    inputs = AttentionInputs(positions, lengths, tables)
     hidden, cache = hidden_states(params, tokens.reshape(-1), inputs, cache, config=config)
     return project(params, hidden, config=config).reshape(batch, length, -1), cache
 
@@ -70,13 +72,37 @@ def loaded(tmp_path_factory):
     return get
 
 
+def dense_cache(config, batch):
+    return init_cache(config.kv_shapes, batch, CAPACITY, jnp.dtype("float32")), ()
+
+
+def paged_cache(config, batch):
+    """Pages in which NaN stands so far, and random tables of which two entries more are null."""
+    groups = layer_groups(config)
+    n_own = batch * CAPACITY // PAGE
+    cache = init_paged_cache(
+        config.kv_shapes,
+        group_of_layers(groups),
+        (n_own + 3,) * len(groups),
+        PAGE,
+        jnp.dtype("float32"),
+    )
+    rng = np.random.default_rng(0)
+    pages = np.arange(2, n_own + 2, dtype=np.int32)
+    tables = tuple(
+        np.pad(rng.permutation(pages).reshape(batch, -1), ((0, 0), (0, 2))) for _ in groups
+    )
+    return jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache), tables
+
+
 @pytest.fixture(scope="module")
 def in_steps(loaded):
     """Logits [B, LENGTH, V] of rows of tokens, run in steps of the given sizes."""
 
-    def get(name, tokens, sizes):
+    def get(name, tokens, sizes, *, paged=False):
         model = loaded(name)
-        cache = init_cache(model.config.kv_shapes, len(tokens), CAPACITY, jnp.dtype("float32"))
+        make = paged_cache if paged else dense_cache
+        cache, tables = make(model.config, len(tokens))
         parts, start = [], 0
         for size in sizes:
             at = np.arange(start, start + size, dtype=np.int32)
@@ -85,6 +111,7 @@ def in_steps(loaded):
                 cache,
                 tokens[:, start : start + size],
                 np.broadcast_to(at, (len(tokens), size)),
+                tables,
                 config=model.config,
             )
             parts.append(np.asarray(logits))
@@ -102,6 +129,14 @@ def rows(count, vocab=40):
 def test_prefill_equals_decode_steps(in_steps, name):
     whole = in_steps(name, rows(1), [LENGTH])
     assert_array_equal(in_steps(name, rows(1), [1] * LENGTH), whole)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_pages_equal_rows_of_keys(in_steps, name):
+    whole = in_steps(name, rows(1), [LENGTH])
+    assert_array_equal(in_steps(name, rows(1), [LENGTH], paged=True), whole)
+    together = in_steps(name, rows(3), [20, 20, 7, 1], paged=True)
+    assert_array_equal(together[:1], whole)
 
 
 def test_chunked_prefill_equals_the_whole(in_steps):
