@@ -1,0 +1,402 @@
+"""Attention of many queries a row over keys and values in pages, on the matrix units.
+
+As `rfjax.pallas.prefill_attention`, with keys and values found through a page table. The rows of a
+program's block are tokens times the query heads of one kv head: these read the same keys, and a
+block spans fewer positions that way, so that less is computed in vain at the diagonal, and few
+tokens fill a block as well. Page ids come one block ahead of the keys they find.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from rfjax.ops.mask import Mask
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
+from rfjax.pallas.exponential import LOG2_E, exp2
+from rfjax.pallas.key_span import key_span
+from rfjax.pallas.online_softmax import FLOOR, weigh
+from rfjax.pallas.softcap import softcapped
+from rfjax.pallas.target import Target
+from rfjax.pallas.tile import inside, load_or_zero
+from rfjax.typing import Array, Float, Int
+
+_SMALLEST = 16
+"""Least size of a block that the matrix units take."""
+
+_LARGEST_HEAD = 256
+
+_FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the work is cut.
+
+    `block_q` rows, each a query head of a token, by `block_k` keys a step, both powers of two of
+    at least 16. `peel` takes the blocks without masking in a loop of their own.
+    """
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    peel: bool = True
+
+
+def heuristic(
+    length: int,
+    group: int,
+    capacity: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    page_dtype: jnp.dtype,
+    target: Target,
+) -> Config:
+    """A setting for any shape.
+
+    Args:
+        length: queries a row.
+        group: query heads of a kv head.
+        capacity: most keys that a row's table finds.
+        head_dim: elements of a head.
+        dtype: of the queries.
+        page_dtype: of the keys and values.
+        target: whose instructions are used.
+    """
+    wide = sum(size for _, size in head_parts(head_dim)) > 128
+    block_q = min(128, max(_SMALLEST, pl.next_power_of_2(length * group)))
+    block_k = min(64, max(_SMALLEST, pl.next_power_of_2(capacity)))
+    if jnp.dtype(dtype) == jnp.float32:
+        if target == "gfx9":
+            return Config(min(block_q, 32), min(block_k, 32), 4, 1)
+        return Config(_SMALLEST, _SMALLEST, 8, 1, False)
+    if target == "gfx11":  # operands take twice the registers there, of which there are 256
+        if wide:
+            return Config(_SMALLEST, _SMALLEST, 8, 1, False)
+        return Config(min(block_q, 64), min(block_k, 32), 8, 1, peel=head_dim <= 64)
+    if target == "cuda":  # within the 99 KiB of shared memory that small devices have
+        if wide:
+            return Config(min(block_q, 64), min(block_k, 32), 8, 2)
+        warps = 8 if block_q == 128 else 4
+        return Config(block_q, block_k, warps, 2 if head_dim > 64 else 3)
+    if wide:
+        return Config(min(block_q, 64), min(block_k, 32), 4, 1)
+    return Config(block_q, block_k, 8, 1)
+
+
+def tuning_space(
+    length: int,
+    group: int,
+    capacity: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    page_dtype: jnp.dtype,
+    target: Target,
+) -> tuple[Config, ...]:
+    """Settings worth timing, the heuristic's first."""
+    first = heuristic(length, group, capacity, head_dim, dtype, page_dtype, target)
+    if jnp.dtype(dtype) == jnp.float32:
+        return (first,)
+    others = [
+        Config(block_q, block_k, warps, stages, peel)
+        for block_q in (64, 128)
+        for block_k in (32, 64, 128)
+        for warps in (4, 8)
+        for stages in ((2, 3, 4) if target == "cuda" else (1, 2))
+        for peel in (True, False)
+        if block_q <= max(first.block_q, 64) and block_k <= max(_SMALLEST, capacity)
+    ]
+    return (first, *(config for config in others if config != first))
+
+
+def head_parts(head_dim: int) -> tuple[tuple[int, int], ...]:
+    """First element and size of the parts that a head is computed in: one, or two.
+
+    Sizes are powers of two of at least 16. Heads of 80 and 96 are 64 + 16 and 64 + 32, and not
+    padded to 128, which would be half or a third more to load and to multiply.
+    """
+    padded = max(_SMALLEST, pl.next_power_of_2(head_dim))
+    if padded >= 128 and head_dim <= padded * 3 // 4:
+        half = padded // 2
+        return ((0, half), (half, max(_SMALLEST, pl.next_power_of_2(head_dim - half))))
+    return ((0, padded),)
+
+
+def declines(q: Array, k_pages: Array, v_pages: Array, scale: float, target: Target) -> str | None:
+    """Why the kernel does not take these arguments, or None if it does."""
+    n_pages, _, page_size, head_dim = k_pages.shape
+    if k_pages.dtype != v_pages.dtype:
+        return f"keys and values have different dtypes ({k_pages.dtype}, {v_pages.dtype})"
+    if q.dtype not in _FLOATS:
+        return f"its queries are bfloat16, float16 or float32, not {q.dtype}"
+    if k_pages.dtype not in (*_FLOATS, jnp.int8):
+        return f"its pages are bfloat16, float16, float32 or int8, not {k_pages.dtype}"
+    if q.dtype == jnp.float32 and target in ("cuda", "gfx11"):
+        return "the matrix units of this device do not multiply f32 in full precision"
+    if head_dim > _LARGEST_HEAD:
+        return f"its largest head dim is {_LARGEST_HEAD}, got {head_dim}"
+    if page_size & (page_size - 1) or page_size < _SMALLEST:
+        return f"a page must have a power of two of tokens from {_SMALLEST}, got {page_size}"
+    if k_pages.dtype == jnp.int8 and 2**31 < k_pages.size <= 2**32:
+        # JAX 0.10 to 0.12 index such an array with 32 bits and take them as signed.
+        return f"pages of 8 bits must not have between 2 and 4 GiB, got {n_pages} pages"
+    if scale <= 0:
+        return f"it takes positive scales only, got {scale}"
+    return None
+
+
+# Jitted by itself, so that layers alike are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("mask", "scale", "target", "config"))
+def paged_prefill_attention(
+    q: Float[Array, "B L N H"],
+    k_pages: Array,
+    v_pages: Array,
+    table: Int[Array, "B M"],
+    *,
+    query_positions: Int[Array, "B L"],
+    key_lengths: Int[Array, " B"],
+    mask: Mask,
+    scale: float,
+    terms: ScoreTerms = NO_TERMS,
+    k_scale: Float[Array, "P K C"] | None = None,
+    v_scale: Float[Array, "P K C"] | None = None,
+    target: Target,
+    config: Config | None = None,
+) -> Float[Array, "B L N H"]:
+    """Softmax attention as `rfjax.ops.paged_attention.paged_attention` defines it.
+
+    Keys and values are converted to the dtype of `q`, in which they are multiplied (f32 in full
+    precision); products accumulate in f32, softmax is f32. A query that sees no key gets zeros.
+    Keys and values that no query of a program sees may be anything, NaN included.
+
+    Args:
+        k_pages, v_pages: `[P, K, C, H]`, in a floating dtype or int8.
+        table: of each row; every entry is a page.
+        query_positions: absolute positions, in any order; -1 marks padding.
+        terms: of the scores.
+        k_scale, v_scale: of int8 pages, for each head and token.
+        target: whose instructions to use; "interpret" runs on the CPU.
+        config: how to cut the work; None takes the heuristic's.
+    """
+    batch, length, n_heads, head_dim = q.shape
+    n_kv, page_size = k_pages.shape[1:3]
+    group = n_heads // n_kv
+    if config is None:
+        capacity = table.shape[1] * page_size
+        config = heuristic(length, group, capacity, head_dim, q.dtype, k_pages.dtype, target)
+    operands = {
+        "positions": query_positions,
+        "lengths": key_lengths,
+        "table": table,
+        "q": q,
+        "k": k_pages,
+        "v": v_pages,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+        "sinks": terms.sinks,
+        "slopes": terms.slopes,
+    }
+    operands = {name: array for name, array in operands.items() if array is not None}
+    kernel = functools.partial(
+        _kernel,
+        names=tuple(operands),
+        config=config,
+        mask=mask,
+        scale=scale,
+        softcap=terms.softcap,
+        target=target,
+    )
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        # Programs start in the order of the first index: those that read the same keys together.
+        grid=(n_kv, pl.cdiv(length * group, config.block_q) * batch),
+        compiler_params=plt.CompilerParams(
+            num_warps=config.num_warps, num_stages=config.num_stages
+        ),
+        interpret=target == "interpret",
+        name="paged_prefill_attention",
+    )(*operands.values())
+
+
+def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: float, target: Target):
+    *inputs, out_ref = refs
+    inputs = dict(zip(names, inputs, strict=True))
+    _, length, n_heads, head_dim = out_ref.shape
+    kv_head, page_size = pl.program_id(0), inputs["k"].shape[2]
+    group = n_heads // inputs["k"].shape[1]
+    block_k = config.block_k
+
+    # The last pieces of a sequence, which have the most keys, come first.
+    n_blocks = pl.cdiv(length * group, config.block_q)
+    index = pl.num_programs(1) - 1 - pl.program_id(1)
+    row, block = jax.lax.div(index, n_blocks), jax.lax.rem(index, n_blocks)
+    rows = block * config.block_q + jnp.arange(config.block_q, dtype=jnp.int32)
+    tokens = jax.lax.div(rows, group)
+    heads = kv_head * group + jax.lax.rem(rows, group)
+    real = rows < length * group
+    of_queries = functools.partial(plt.load, mask=real)
+    positions = of_queries(inputs["positions"].at[row, tokens], other=-1)
+    capacity = inputs["table"].shape[1] * page_size
+    span = key_span(mask, positions, jnp.minimum(inputs["lengths"][row], capacity), block_k)
+
+    queries = []
+    for dims in _dims(head_dim):
+        exists = inside(rows, length * group, dims, head_dim)
+        at = inputs["q"].at[row, tokens[:, None], heads[:, None], dims[None, :]]
+        queries.append(load_or_zero(at, exists))
+
+    def to_exponents(scores, keys, k_scale):
+        """Scores, and what they are still to be multiplied by to be exponents of two."""
+        if k_scale is not None:
+            scores = scores * k_scale[None, :]
+        factor = scale
+        if softcap:
+            scores, factor = softcapped(scores, scale, softcap, target), 1.0
+        factor *= LOG2_E
+        if "slopes" in inputs:
+            distance = (keys[None, :] - positions[:, None]).astype(jnp.float32)
+            scores, factor = scores * factor + slopes[:, None] * distance, 1.0
+        return scores, factor
+
+    def step(masked, i, next_block, carry):
+        acc, best, total, pages = carry
+        tile = functools.partial(_load_tile, inputs, kv_head, pages, i, block_k)
+        keys = i * block_k + jnp.arange(block_k, dtype=jnp.int32)
+        seen = (keys >= span.begin) & (keys < span.end) if masked else None
+        k, k_scale = tile("k", None)
+        products = [
+            _dot(q, part.astype(q.dtype), trans_b=True) for q, part in zip(queries, k, strict=True)
+        ]
+        scores = functools.reduce(jnp.add, products)
+        scores, factor = to_exponents(scores, keys, k_scale)
+        visible = span.sees(keys) if masked else None
+        weights, best, shrink = weigh(scores, best, factor, visible, target)
+        total = total * shrink + jnp.sum(weights, axis=1)
+        # Of 8 bits the values are multiplied in bfloat16: weights that have taken up their scales
+        # may be less than float16 holds.
+        v, v_scale = tile("v", seen)
+        dtype = queries[0].dtype
+        if v_scale is not None:
+            weights = weights * v_scale[None, :]
+            dtype = jnp.bfloat16 if dtype == jnp.float16 else dtype
+        weights = weights.astype(dtype)
+        acc = tuple(
+            part * shrink[:, None] + _dot(weights, values.astype(dtype))
+            for part, values in zip(acc, v, strict=True)
+        )
+        return acc, best, total, _page_ids(inputs, row, next_block, block_k)
+
+    slopes = None
+    if "slopes" in inputs:
+        slopes = of_queries(inputs["slopes"].at[heads], other=0.0) * LOG2_E
+    best = jnp.full((config.block_q,), FLOOR, jnp.float32)
+    total = jnp.zeros((config.block_q,), jnp.float32)
+    if "sinks" in inputs:
+        sinks = of_queries(inputs["sinks"].at[heads], other=0.0) * LOG2_E
+        best = jnp.maximum(sinks, FLOOR)
+        total = exp2(sinks - best, target)
+    acc = tuple(jnp.zeros((config.block_q, dims.shape[0]), jnp.float32) for dims in _dims(head_dim))
+    acc, _, total = _over_blocks(
+        step,
+        (acc, best, total),
+        span,
+        functools.partial(_page_ids, inputs, row, block_k=block_k),
+        config.peel,
+    )
+
+    # By the mask, not by the scores: NaN must stay NaN, and a maximum may drop it.
+    attends = span.any_sees(positions)
+    norm = 1.0 / jnp.where(attends, total, 1.0)
+    for dims, part in zip(_dims(head_dim), acc, strict=True):
+        out = jnp.where(attends[:, None], part * norm[:, None], 0.0).astype(out_ref.dtype)
+        at = out_ref.at[row, tokens[:, None], heads[:, None], dims[None, :]]
+        plt.store(at, out, mask=inside(rows, length * group, dims, head_dim))
+
+
+def _over_blocks(step, carry, span, page_ids, peel: bool):
+    """Run `step(masked, block, next_block, carry)` over all blocks: the whole ones, then the rest.
+
+    Softmax does not mind the order. The carry gains the page ids of the step's block, of which the
+    last step's are of no use.
+    """
+    first, whole, full = span.first, span.whole, span.full
+    if not peel:
+        whole, full = first, first
+    behind = whole - first
+
+    def in_part(j):
+        """Index of the j-th block that is seen in part: behind the whole ones, or before them."""
+        return j + first + jnp.where(j < behind, 0, full - whole) if peel else j + first
+
+    def over_whole(i, carry):
+        return step(False, i, i + 1, carry)
+
+    def over_part(j, carry):
+        return step(True, in_part(j), in_part(j + 1), carry)
+
+    n_part = behind + jnp.maximum(span.blocks - full, 0)
+    ids = page_ids(in_part(0))
+    if peel:
+        *carry, _ = jax.lax.fori_loop(whole, full, over_whole, (*carry, page_ids(whole)))
+    *carry, _ = jax.lax.fori_loop(0, n_part, over_part, (*carry, ids))
+    return carry
+
+
+def _dims(head_dim: int) -> list[Array]:
+    """Elements of a head, by the parts that it is computed in."""
+    return [start + jnp.arange(size, dtype=jnp.int32) for start, size in head_parts(head_dim)]
+
+
+def _page_ids(inputs, row, block, block_k: int):
+    """Where a block of keys lies: the id of its page, or where it takes several, of each key's.
+
+    A block beyond the table has some page as well.
+    """
+    table, page_size = inputs["table"], inputs["k"].shape[2]
+    max_pages = table.shape[1]
+    if block_k <= page_size:
+        return table[row, jnp.minimum(jax.lax.div(block, page_size // block_k), max_pages - 1)]
+    index = jax.lax.div(jnp.arange(block_k, dtype=jnp.int32), page_size)
+    index += block * (block_k // page_size)
+    return plt.load(table.at[row, jnp.minimum(index, max_pages - 1)])
+
+
+def _load_tile(inputs, kv_head, pages, block, block_k: int, name: str, seen):
+    """Keys or values `[block_k, H]` of a block, in the parts of a head, and their scales.
+
+    Args:
+        pages: of `_page_ids`.
+        seen: Bool [block_k], those to be read instead of zeros; None reads all.
+    """
+    ref, scale_ref = inputs[name], inputs.get(f"{name}_scale")
+    _, _, page_size, head_dim = ref.shape
+    places = jnp.arange(block_k, dtype=jnp.int32)
+    if block_k < page_size:
+        places += (block * block_k) & (page_size - 1)
+    elif block_k > page_size:
+        places &= page_size - 1
+    scale = None
+    if scale_ref is not None:
+        scale = load_or_zero(scale_ref.at[pages, kv_head, places], seen)
+        seen = None  # any byte is a number, and zero times it is zero
+    pages = pages[:, None] if pages.ndim else pages
+    parts = []
+    for dims in _dims(head_dim):
+        exists = inside(places, None, dims, head_dim)
+        if seen is not None:
+            wide = jnp.broadcast_to(seen[:, None], (block_k, dims.shape[0]))
+            exists = wide if exists is None else exists & wide
+        at = ref.at[pages, kv_head, places[:, None], dims[None, :]]
+        parts.append(load_or_zero(at, exists))
+    return parts, scale
+
+
+def _dot(a, b, trans_b: bool = False):
+    """`a @ b`, or `a @ b.T`, in f32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return plt.dot(a, b, trans_b=trans_b, precision=precision)
