@@ -17,8 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
+from rfjax.pallas.combine_attention import combine_attention
 from rfjax.pallas.decode_heads import Heads, prepare_heads
-from rfjax.pallas.exponential import LOG2_E, exp2
+from rfjax.pallas.decode_span import decode_span
+from rfjax.pallas.exponential import LOG2_E
 from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
@@ -34,9 +36,6 @@ _LARGEST_UNROLLED = 8
 
 _UNSPLIT_KEYS = 256
 """Capacity up to which one program is faster than several and their combination."""
-
-_COMBINED = 8192
-"""Numbers that four warps combine; more would not stay in their registers."""
 
 _PROGRAMS = 512
 """Programs that keep a large GPU busy: about four for each of its processors."""
@@ -222,37 +221,16 @@ def decode_attention(
     )(*operands.values())
     if config.splits == 1:
         return results[0], k_cache, v_cache
-    combine = functools.partial(
-        _combine, config=config, mask=mask, capacity=capacity, target=target
+    attended = combine_attention(
+        positions,
+        *results,
+        dtype=q.dtype,
+        mask=mask,
+        capacity=capacity,
+        block_k=config.block_k,
+        target=target,
     )
-    padded = pl.next_power_of_2(head_dim)
-    attended = pl.pallas_call(
-        combine,
-        out_shape=out,
-        grid=(n_heads, batch),
-        compiler_params=plt.CompilerParams(
-            num_warps=8 if config.splits * padded > _COMBINED else 4, num_stages=1
-        ),
-        interpret=target == "interpret",
-        name="combine_attention",
-    )(positions, *results)
     return attended, k_cache, v_cache
-
-
-def _span(mask: Mask, position, capacity: int, block_k: int):
-    """First visible key, number of keys in the cache, and the blocks that hold visible ones.
-
-    A row at position -1 has no blocks.
-    """
-    cached = jnp.clip(position, 0, capacity)
-    first = jnp.int32(0)
-    if mask.kind == "window":
-        first = jnp.maximum(position - (mask.size - 1), 0)
-    elif mask.kind == "chunked":
-        first = jax.lax.div(jnp.maximum(position, 0), mask.size) * mask.size
-    first_block = jax.lax.div(first, block_k)
-    blocks = jnp.maximum(jax.lax.div(cached + (block_k - 1), block_k) - first_block, 0)
-    return first, cached, first_block, blocks
 
 
 def _kernel(*refs, names, first_k, first_v, heads, config, mask, scale, target):
@@ -261,7 +239,7 @@ def _kernel(*refs, names, first_k, first_v, heads, config, mask, scale, target):
     _, _, capacity, head_dim = inputs["k_cache"].shape
     kv_head, split, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     position = inputs["positions"][row]
-    first, cached, first_block, blocks = _span(mask, position, capacity, config.block_k)
+    first, cached, first_block, blocks = decode_span(mask, position, capacity, config.block_k)
     dims = jnp.arange(pl.next_power_of_2(max(head_dim, _SMALLEST)), dtype=jnp.int32)
     real = dims < head_dim
 
@@ -447,33 +425,3 @@ def _attend_by_sums(
             plt.store(acc_ref.at[row, head, split, dims], acc, mask=real)
             plt.store(best_ref.at[row, head, split], best)
             plt.store(total_ref.at[row, head, split], total)
-
-
-def _combine(
-    positions_ref,  # [B] int32
-    acc_ref,  # [B, N, splits, H] f32
-    best_ref,  # [B, N, splits] f32
-    total_ref,  # [B, N, splits] f32
-    out_ref,  # [B, N, H]
-    *,
-    config: Config,
-    mask: Mask,
-    capacity: int,
-    target: Target,
-):
-    """Sum the splits' results, each shrunk to the largest score of all."""
-    head, row = pl.program_id(0), pl.program_id(1)
-    head_dim = out_ref.shape[2]
-    _, _, _, blocks = _span(mask, positions_ref[row], capacity, config.block_k)
-    splits = jnp.arange(config.splits, dtype=jnp.int32)
-    dims = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
-    # A split without work has written nothing.
-    worked = (splits == 0) | (splits < blocks)
-    best = plt.load(best_ref.at[row, head, splits], mask=worked, other=FLOOR)
-    total = plt.load(total_ref.at[row, head, splits], mask=worked, other=0.0)
-    weights = jnp.where(worked, exp2(best - jnp.max(best), target), 0.0)
-    both = worked[:, None] & (dims < head_dim)[None, :]
-    acc = plt.load(acc_ref.at[row, head, splits[:, None], dims[None, :]], mask=both, other=0.0)
-    norm = 1.0 / jnp.maximum(jnp.sum(weights * total), 1e-30)
-    out = jnp.sum(acc * weights[:, None], axis=0) * norm
-    plt.store(out_ref.at[row, head, dims], out.astype(out_ref.dtype), mask=dims < head_dim)
