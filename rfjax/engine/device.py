@@ -1,0 +1,31 @@
+"""What an engine runs on, as types: `rfjax.engine.plan_runner.PlanRunner` or a stand-in. No JAX."""
+
+from typing import Protocol
+
+from rfjax.engine.burst_result import BurstResult
+from rfjax.engine.plan import Plan
+
+
+class Pending(Protocol):
+    """A plan that is being carried out."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was dispatched."""
+        ...
+
+    def read(self) -> BurstResult:
+        """Wait for the results; one that was interrupted may be repeated."""
+        ...
+
+
+class Device(Protocol):
+    """Carries out plans in the order in which they are dispatched."""
+
+    def dispatch(self, plan: Plan) -> Pending:
+        """Start a plan without waiting for it."""
+        ...
+
+    def reset(self) -> None:
+        """Make all pages and rows anew, whatever state a failure left them in."""
+        ...

@@ -1,0 +1,202 @@
+"""What a request has given so far, for whoever submitted it. No JAX.
+
+An interrupt can come between any two instructions, so every step that cannot be repeated is one
+append: a piece of output is there whole, with the count of tokens up to it, or not at all.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from rfjax.engine.book import Shown
+from rfjax.engine.burst_result import PromptResult
+from rfjax.engine.finish import Failed, Finish
+from rfjax.engine.output import (
+    RequestOutput,
+    SampleOutput,
+    StreamOutput,
+    error_of,
+    stop_reason_of,
+)
+from rfjax.engine.request import Request
+from rfjax.engine.stop import Decoder, TextPiece, TextStream
+from rfjax.errors import RequestError
+
+
+class _Entry(NamedTuple):
+    piece: StreamOutput
+    n_tokens: int  # that the device made up to here
+    finish: Finish | None
+
+
+class SampleHandle:
+    """The output of one sequence so far."""
+
+    def __init__(self, request: Request, index: int, make_decoder: Callable[[], Decoder]):
+        self._request = request
+        self._index = index
+        self._make_decoder = make_decoder
+        self._text: TextStream | None = None
+        self._entries: list[_Entry] = []
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why it ended; None while it goes on."""
+        return self._entries[-1].finish if self._entries else None
+
+    @property
+    def n_pieces(self) -> int:
+        """How many pieces there are so far."""
+        return len(self._entries)
+
+    def piece(self, at: int) -> StreamOutput:
+        """Piece `at` of the output."""
+        return self._entries[at].piece
+
+    def show(self, news: Shown) -> Finish | None:
+        """Take further tokens or the end; what was taken before is not taken again.
+
+        Returns:
+            Why the sequence is over, if it is: the scheduler may not know it yet.
+        """
+        output = news.output
+        n_before = self._entries[-1].n_tokens if self._entries else 0
+        if self.finish is not None or (output.finish is None and output.n_output == n_before):
+            return self.finish
+        assert output.n_output == n_before + len(output.token_ids)
+        text, self._text = self._text or self._replayed(), None
+        try:
+            read = text.push(output.token_ids, output.finish)
+        except RequestError as error:  # the model chose a token that the tokenizer does not have
+            read = TextPiece("", len(output.token_ids), Failed(str(error)))
+        tops, n = news.top_logprobs, read.n_tokens
+        piece = StreamOutput(
+            text=read.text,
+            token_ids=list(output.token_ids[:n]),
+            logprobs=news.logprobs[:n],
+            finish_reason=None if read.finish is None else read.finish.reason,
+            stop_reason=stop_reason_of(read.finish, self._request),
+            top_logprobs=None if tops is None else tops[:n],
+            error=error_of(read.finish),
+            request_id=self._request.id,
+            sample=self._index,
+        )
+        self._entries.append(_Entry(piece, output.n_output, read.finish))
+        self._text = text
+        return read.finish
+
+    def output(self) -> SampleOutput:
+        """The whole; of a sequence that has ended."""
+        pieces = [entry.piece for entry in self._entries]
+        last = pieces[-1]
+        assert last.finish_reason is not None
+        tops = None
+        if self._request.params.logprobs:
+            tops = list(chain.from_iterable(piece.top_logprobs or () for piece in pieces))
+        return SampleOutput(
+            text="".join(piece.text for piece in pieces),
+            token_ids=list(chain.from_iterable(piece.token_ids for piece in pieces)),
+            finish_reason=last.finish_reason,
+            logprobs=list(chain.from_iterable(piece.logprobs for piece in pieces)),
+            stop_reason=last.stop_reason,
+            top_logprobs=tops,
+            error=last.error,
+        )
+
+    def _replayed(self) -> TextStream:
+        """A text stream that has read what was shown: at the start, and after an interrupt."""
+        text = TextStream(self._make_decoder(), self._request.params)
+        text.push(list(chain.from_iterable(entry.piece.token_ids for entry in self._entries)))
+        return text
+
+
+class RequestHandle:
+    """A request that was submitted, and its output so far.
+
+    Attributes:
+        request: the request.
+        samples: `request.params.n` of them.
+        prompt: its text; None where token ids were given.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        make_decoder: Callable[[], Decoder],
+        *,
+        prompt: str | None = None,
+        on_output: Callable[[StreamOutput], object] | None = None,
+    ):
+        """A handle of a request that has given nothing yet.
+
+        Args:
+            request: the request.
+            make_decoder: gives a decoder for one sample's tokens.
+            prompt: the text, for `RequestOutput.prompt`.
+            on_output: called with every piece.
+        """
+        self.request = request
+        self.prompt = prompt
+        self.samples = tuple(
+            SampleHandle(request, index, make_decoder) for index in range(request.params.n)
+        )
+        self.on_output = on_output
+        self._prompt: dict[int, PromptResult] = {}
+        self._delivered = [0] * request.params.n
+
+    @property
+    def id(self) -> str:
+        """The request's name."""
+        return self.request.id
+
+    @property
+    def done(self) -> bool:
+        """Whether all samples have ended."""
+        return all(sample.finish is not None for sample in self.samples)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether `undelivered` has given all there is."""
+        n_pieces = [sample.n_pieces for sample in self.samples]
+        return n_pieces == self._delivered
+
+    def pieces(self, given: list[int]) -> Iterator[StreamOutput]:
+        """What is new since `given` pieces of each sample, which are counted up before each."""
+        for index, sample in enumerate(self.samples):
+            while given[index] < sample.n_pieces:
+                given[index] += 1
+                yield sample.piece(given[index] - 1)
+
+    def undelivered(self) -> Iterator[StreamOutput]:
+        """Pieces that were not given here before: the engine's."""
+        return self.pieces(self._delivered)
+
+    def report(self, result: PromptResult) -> None:
+        """Keep likelihoods of the prompt."""
+        self._prompt[result.start] = result
+
+    def output(self) -> RequestOutput:
+        """What the request gave.
+
+        Raises:
+            RequestError: it has not ended.
+        """
+        if not self.done:
+            raise RequestError(f"request {self.id!r} has not ended: step the engine until it has")
+        return RequestOutput(
+            prompt=self.prompt,
+            prompt_token_ids=list(self.request.token_ids),
+            samples=tuple(sample.output() for sample in self.samples),
+            prompt_logprobs=self._prompt_logprobs(),
+        )
+
+    def _prompt_logprobs(self) -> list[dict[int, float] | None] | None:
+        tokens = self.request.token_ids
+        if self.request.params.prompt_logprobs is None:
+            return None
+        listed: list[dict[int, float] | None] = [None] * len(tokens)
+        for start, result in self._prompt.items():
+            for at, logprob in enumerate(result.logprobs, start=start + 1):
+                top = result.top_logprobs[at - start - 1]
+                listed[at] = {tokens[at]: logprob, **top}
+        return None if None in listed[1:] else listed
