@@ -8,7 +8,8 @@ Whatever interrupts a step (an error of the device, Ctrl-C, a callback that rais
 stays usable. What an event changes is one assignment of one value (`rfjax.engine.book`), so it has
 happened or not. Where pages of the device may be lost, all are given back: the requests under way
 return to the queue and are computed again by the next step, with the same tokens. Nothing is ended
-but what the caller cancels.
+but what the caller cancels. A handle has every piece of output, whatever happens; a piece on its
+way to a callback or to whom `step` returns can be lost to an interrupt.
 """
 
 import collections
