@@ -100,6 +100,14 @@ def test_attention(run):
     assert second["matmul_share"] > 0
 
 
+def test_scheduling(run):
+    code, out, _ = run("--op", "schedule", "--shapes", "3x4@16/window,2x4@16/plain/churn")
+    rows = [line.split("|")[1:3] for line in out.splitlines()[2:]]
+    assert code == 0
+    assert [row[0].strip() for row in rows] == ["3x4@16/window", "2x4@16/plain/churn"]
+    assert rows[0][1].strip() == "12"
+
+
 def test_a_kernel_that_declines_leaves_its_row_out(run):
     flags = ("--shapes", "32x256", "--types", "iq2_s", "--implementation", "pallas")
     code, out, err = run("--op", "linear", *flags, "-m", "1", "-o", "json", "--no-roof")
@@ -115,6 +123,7 @@ def test_a_kernel_that_declines_leaves_its_row_out(run):
         (("-s", "tiny", "--rows", "1"), "--rows goes with --op linear or chain"),
         (("--op", "chain", "--types", "q4_0"), "--types goes with --op linear"),
         (("--op", "attention", "--shapes", "1x2"), "decode:BATCHxTOKENS"),
+        (("--op", "schedule", "--shapes", "2x4"), "SEQUENCESxBURST@PAGE"),
         (("--op", "chain", "-s", "tiny-moe:q8_0", "--no-roof"), "a chain needs dense layers"),
         (("-s", "tiny", "-p", "many"), "'many', expected numbers"),
         (("-s", "tiny", "-pg", "1"), "two numbers such as 512,128"),

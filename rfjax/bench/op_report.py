@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rfjax.bench.op_attention import AttentionResult
     from rfjax.bench.op_chain import ChainResult
     from rfjax.bench.op_linear import LinearResult
+    from rfjax.bench.op_schedule import ScheduleResult
 
 _CHAIN_COLUMNS = (
     ("model", -24),
@@ -28,6 +29,14 @@ _RATES = (
     ("error", 8),
 )
 _COLUMNS = (("shape", -12), ("n x k", -13), ("type", -8), ("rows", 5), *_RATES)
+_SCHEDULE_TIMES = (
+    *("submit", "tick", "received", "metrics", "mean", "median", "worst", "collecting"),
+)
+_SCHEDULE_COLUMNS = (
+    ("shape", -18),
+    ("tokens", 6),
+    *((f"{name} ms", len(name) + 3) for name in _SCHEDULE_TIMES),
+)
 _ATTENTION_COLUMNS = (("shape", -16), ("heads", 6), ("kv heads", 8), ("head size", 9), *_RATES)
 
 
@@ -99,5 +108,22 @@ def chain_report(results: Iterable["ChainResult"], format: Format) -> Iterator[s
                 "us a layer": f"{result.seconds * 1e6 / result.n_layers:.2f}",
                 "GB/s": f"{result.gb_per_s:.1f}",
                 "% of copy": percent(result.copy_share),
+            },
+        )
+
+
+def schedule_report(results: Iterable["ScheduleResult"], format: Format) -> Iterator[str]:
+    """The same for scheduling; the table has milliseconds of a burst."""
+    if format != "md":
+        yield from records_text((result.record() for result in results), format)
+        return
+    yield table_head(_SCHEDULE_COLUMNS)
+    for result in results:
+        yield table_row(
+            _SCHEDULE_COLUMNS,
+            {
+                "shape": result.case.name,
+                "tokens": f"{result.tokens:.0f}",
+                **{f"{name} ms": f"{getattr(result, name) * 1e3:.2f}" for name in _SCHEDULE_TIMES},
             },
         )

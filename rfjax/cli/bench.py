@@ -42,6 +42,7 @@ class Operation(StrEnum):
     linear = "linear"
     chain = "chain"
     attention = "attention"
+    schedule = "schedule"
 
 
 def bench(
@@ -138,7 +139,7 @@ def bench(
         typer.Option(
             metavar="SHAPE,...",
             help="Matrices by name or size, by default those of Llama 3.1 8B; of attention "
-            "decode:BATCHxTOKENS and prefill:BATCHxTOKENS.",
+            "decode:BATCHxTOKENS and prefill:BATCHxTOKENS; of schedule SEQUENCESxBURST@PAGE.",
             rich_help_panel=_OPERATIONS,
         ),
     ] = None,
@@ -178,6 +179,10 @@ def bench(
         return
     if op == Operation.attention:
         for piece in _attention_pieces(shapes, dtype, policy, seed, roof, output):
+            write(piece)
+        return
+    if op == Operation.schedule:
+        for piece in _schedule_pieces(shapes, seed, output):
             write(piece)
         return
     if op == Operation.chain:
@@ -223,7 +228,7 @@ def _check_choice(
         )
     shapes, types, rows = of_operations
     for name, value, with_ops in (
-        ("--shapes", shapes, (Operation.linear, Operation.attention)),
+        ("--shapes", shapes, (Operation.linear, Operation.attention, Operation.schedule)),
         ("--types", types, (Operation.linear,)),
         ("--rows", rows, (Operation.linear, Operation.chain)),
     ):
@@ -350,6 +355,17 @@ def _attention_pieces(
         on_declined=lambda case, why: note(f"{case.name}: {why}"),
     )
     yield from attention_report(_watched(results), output.value)
+
+
+def _schedule_pieces(shapes: str | None, seed: int, output: Output) -> Iterator[str]:
+    """The report of the host's share of a burst, piece by piece."""
+    from rfjax.bench.op_report import schedule_report
+    from rfjax.bench.op_schedule import ScheduleConfig, bench_schedule
+    from rfjax.bench.schedule_case import SHAPES, schedule_cases
+
+    cases = schedule_cases(SHAPES if shapes is None else shapes.split(","))
+    results = bench_schedule(cases, ScheduleConfig(seed=seed))
+    yield from schedule_report(_watched(results), output.value)
 
 
 def _measured_roof(dtype: str | None) -> "Roof":
