@@ -19,6 +19,7 @@ def weigh(
     scale: float,
     visible: Bool[Array, "*R S"] | None,
     target: Target,
+    axis: int = -1,
 ) -> tuple[Float[Array, "*R S"], Float[Array, "*R"], Float[Array, "*R"]]:
     """Weights of one block's scores, the best score so far, and what shrinks earlier sums.
 
@@ -30,14 +31,15 @@ def weigh(
         best: scaled by `scale`, `FLOOR` at first.
         scale: positive; the softmax's own, times `LOG2_E`.
         visible: which scores count, None for all.
+        axis: along which the scores of one softmax lie.
     """
     if visible is None:
-        higher = jnp.maximum(best, jnp.max(scores, axis=-1) * scale)
+        higher = jnp.maximum(best, jnp.max(scores, axis=axis) * scale)
         exponents = scores * scale
     else:
         # The floor comes after the multiplication: fused with the subtraction below, that would
         # leave the rounding error of a product of 1e30, which is anything but 0.
         exponents = jnp.where(visible, scores * scale, jnp.float32(FLOOR))
-        higher = jnp.maximum(best, jnp.max(exponents, axis=-1))
-    wide = higher[..., None] if higher.ndim else higher
+        higher = jnp.maximum(best, jnp.max(exponents, axis=axis))
+    wide = jnp.expand_dims(higher, axis) if higher.ndim else higher
     return exp2(exponents - wide, target), higher, exp2(best - higher, target)

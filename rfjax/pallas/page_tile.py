@@ -1,0 +1,95 @@
+"""Tiles of one row's keys and values, loaded block by block through its page table."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import triton as plt
+
+from rfjax.typing import Array, Int
+
+
+class Tile(NamedTuple):
+    """Keys and values `[*S, H]` of a block, as they lie in memory, H being padded with zeros.
+
+    Attributes:
+        keys: int32 [*S], their positions.
+        k, v: in the dtype of the pages.
+        k_scale, v_scale: f32 [*S] of an 8-bit cache, else None.
+    """
+
+    keys: Array
+    k: Array
+    v: Array
+    k_scale: Array | None
+    v_scale: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PagedRow:
+    """One row's keys and values of one kv head, cut into blocks.
+
+    Attributes:
+        refs: references by name: "k" and "v" of pages [P, K, C, H], "table" [B, M], and of an
+            8-bit cache "k_scale" and "v_scale" [P, K, C].
+        row, kv_head: which.
+        dims: elements of the padded head.
+        shape: of a block's keys, whose positions count up in row-major order; powers of two.
+    """
+
+    refs: Mapping[str, Any]
+    row: Any
+    kv_head: Any
+    dims: Int[Array, " H"]
+    shape: tuple[int, ...]
+
+    def page_of(self, keys: Array) -> Array:
+        """Pages of keys; for those beyond the table that of its last entry."""
+        table, size = self.refs["table"], self.refs["k"].shape[2]
+        entries = jax.lax.shift_right_logical(keys, jnp.full_like(keys, size.bit_length() - 1))
+        return plt.load(table.at[self.row, jnp.minimum(entries, table.shape[1] - 1)])
+
+    def find(self, block: Array) -> Array:
+        """The page of a block that lies within one, else the pages of its keys.
+
+        Asked for one block ahead, so that no load of keys waits for the table.
+        """
+        start = block * math.prod(self.shape)
+        within = math.prod(self.shape) <= self.refs["k"].shape[2]
+        return self.page_of(start if within else self._keys(start))
+
+    def load(self, block: Array, pages: Array) -> Tile:
+        """A block, in the pages that `find` gave for it."""
+        keys = self._keys(block * math.prod(self.shape))
+        _, _, size, head_dim = self.refs["k"].shape
+        places = keys & (size - 1)
+        dims = self.dims.reshape((1,) * len(self.shape) + (-1,))
+        real = None
+        if head_dim < self.dims.shape[0]:
+            real = jnp.broadcast_to(dims < head_dim, (*self.shape, self.dims.shape[0]))
+        page = pages[..., None] if pages.ndim else pages
+
+        def values(name: str) -> Array:
+            at = self.refs[name].at[page, self.kv_head, places[..., None], dims]
+            # Nobody reads them again, but the rest of the step reads other things.
+            return plt.load(
+                at, mask=real, other=None if real is None else 0, eviction_policy="evict_first"
+            )
+
+        def scales(name: str) -> Array | None:
+            ref = self.refs.get(name)
+            return None if ref is None else plt.load(ref.at[pages, self.kv_head, places])
+
+        return Tile(keys, values("k"), values("v"), scales("k_scale"), scales("v_scale"))
+
+    def _keys(self, start: Array) -> Array:
+        stride, keys = math.prod(self.shape), start
+        for axis, size in enumerate(self.shape):
+            stride //= size
+            along = [1] * len(self.shape)
+            along[axis] = size
+            keys = keys + (jnp.arange(size, dtype=jnp.int32) * stride).reshape(along)
+        return keys
