@@ -22,8 +22,9 @@ class EngineConfig:
         page_size: tokens of a page of the cache; a power of two.
         kv_dtype: "float32", "bfloat16", "float16" or "int8" (quantized per head and token) for
             keys and values; None takes the model's.
-        cache_share: most of the device's free memory, once the weights are loaded, that the
-            cache takes; above 0, below 1.
+        cache_share: most of the memory that is free once the weights are loaded that cache, rows
+            and a step's intermediate values take together; above 0, below 1. None takes 0.9, and
+            0.25 on the CPU, whose memory is other programs' as well.
         prefix_caching: keep full pages for prompts that begin the same.
         max_queue: most requests that wait for their first admission; more are refused.
     """
@@ -34,9 +35,9 @@ class EngineConfig:
     burst: int = 32
     mixed_burst: int = 4
     token_budget: int = 2048
-    page_size: int = 16
+    page_size: int = 32
     kv_dtype: str | None = None
-    cache_share: float = 0.8
+    cache_share: float | None = None
     prefix_caching: bool = True
     max_queue: int = 1000
 
@@ -68,8 +69,10 @@ class EngineConfig:
             )
         share = self.cache_share
         number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not (number and 0 < share < 1):
-            raise ConfigError(f"cache_share: got {share!r}, expected a number above 0 and below 1")
+        if share is not None and not (number and 0 < share < 1):
+            raise ConfigError(
+                f"cache_share: got {share!r}, expected a number above 0 and below 1, or None"
+            )
         if not isinstance(self.prefix_caching, bool):
             raise ConfigError(
                 f"prefix_caching: got {self.prefix_caching!r}, expected True or False"

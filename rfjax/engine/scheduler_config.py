@@ -6,6 +6,14 @@ from rfjax.engine.page_table import CacheGroup
 from rfjax.errors import ConfigError
 
 
+def longest_step(prefill_chunk: int, burst: int) -> int:
+    """Most tokens that a sequence is ahead of what is known of it.
+
+    A chunk of its prompt and a burst, while another burst is under way.
+    """
+    return prefill_chunk + 2 * burst
+
+
 @dataclasses.dataclass(frozen=True)
 class SchedulerConfig:
     """How much runs at a time, and on which pages.
@@ -61,11 +69,8 @@ class SchedulerConfig:
 
     @property
     def longest_step(self) -> int:
-        """Most tokens between what is known of a sequence and what the next plan adds.
-
-        A chunk of its prompt and a burst, while another burst is under way.
-        """
-        return self.prefill_chunk + 2 * max(self.burst, self.mixed_burst)
+        """Most tokens between what is known of a sequence and what the next plan adds."""
+        return longest_step(self.prefill_chunk, max(self.burst, self.mixed_burst))
 
     @property
     def max_pages(self) -> int:
