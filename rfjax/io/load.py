@@ -45,7 +45,11 @@ _NO_TOKENIZER = ("no_vocab", "none", "test")
 _IGNORED_STEM = "attn_rot_embd"
 """A computed table that old converters wrote into every layer, and no inference engine reads."""
 
-_ONE_DEVICE_KERNELS = (PLAIN_KERNEL, "prefill_attention", "decode_attention")
+_ONE_DEVICE_KERNELS = (
+    PLAIN_KERNEL,
+    *("prefill_attention", "decode_attention"),
+    *("paged_prefill_attention", "paged_decode_attention"),
+)
 """Kernels that are not run by shares: over a mesh each would have its operands gathered whole."""
 
 _EXPERT_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")

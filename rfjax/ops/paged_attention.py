@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from rfjax.cache.paged import PagedLayer, read_pages
 from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
@@ -43,7 +44,30 @@ def paged_attention(
     Raises:
         UnsupportedError: the policy asks for kernels by name and this one declines.
     """
-    del policy
+
+    def declines(target):
+        from rfjax.pallas import paged_prefill_attention as kernel
+
+        return kernel.declines(q, layer.k, layer.v, scale, target)
+
+    target = kernel_target(policy, "paged_prefill_attention", declines)
+    if target is not None:
+        from rfjax.pallas import paged_prefill_attention as kernel
+
+        return kernel.paged_prefill_attention(
+            q,
+            layer.k,
+            layer.v,
+            table,
+            query_positions=query_positions,
+            key_lengths=key_lengths,
+            mask=mask,
+            scale=scale,
+            terms=terms,
+            k_scale=layer.k_scale,
+            v_scale=layer.v_scale,
+            target=target,
+        )
     size = layer.page_size
     n_together = max(1, KEYS_AT_ONCE // size)
 

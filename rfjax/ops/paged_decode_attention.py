@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from rfjax.cache.paged import PagedLayer, append_pages
 from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.paged_attention import paged_attention
@@ -36,7 +37,9 @@ def paged_decode_attention(
 ) -> tuple[Float[Array, "B NH"], PagedLayer]:
     """Normalise and rotate the new heads, write keys and values, and attend to the pages.
 
-    The result has the dtype of `q`.
+    The plain-JAX form is the composition of `rms_norm`, `apply_rope`, `append_pages` and
+    `paged_attention`; the kernel does it in one or two launches, without rounding in between, and
+    updates donated pages in place. The result has the dtype of `q`.
 
     Args:
         q: queries as projected; with `k` and `v` None, one projection's N + 2K heads: queries, keys
@@ -53,7 +56,37 @@ def paged_decode_attention(
     Raises:
         UnsupportedError: the policy asks for kernels by name and this one declines.
     """
-    del policy
+    pages = layer.k, layer.v, layer.k_scale, layer.v_scale
+
+    def declines(target):
+        from rfjax.pallas import paged_decode_attention as kernel
+
+        return kernel.declines(q, pages, cos.shape[1], scale)
+
+    target = kernel_target(policy, "paged_decode_attention", declines)
+    if target is not None:
+        from rfjax.pallas import paged_decode_attention as kernel
+
+        out, pages = kernel.paged_decode_attention(
+            q,
+            k,
+            v,
+            pages,
+            table,
+            cos,
+            sin,
+            positions=positions,
+            pairing=pairing,
+            mask=mask,
+            scale=scale,
+            eps=eps,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            q_multiplier=q_multiplier,
+            terms=terms,
+            target=target,
+        )
+        return out.reshape(out.shape[0], -1), PagedLayer(*pages)
     if k is None or v is None:
         n_kv = layer.k.shape[1]
         n_heads = q.shape[1] - 2 * n_kv
