@@ -37,6 +37,7 @@ WITHOUT_JAX = (
     "rfjax.config",
     "rfjax.io.gguf",
     "rfjax.quant.types",
+    "rfjax.engine.async_engine",
     "rfjax.engine.book",
     "rfjax.engine.burst_result",
     "rfjax.engine.device",

@@ -174,7 +174,9 @@ class Engine:
         """
         handle = RequestHandle(request, self._decoder, prompt=prompt, on_output=on_output)
         with self._changing:
-            if request.id in self._handles:
+            self._tell()
+            known = self._handles.get(request.id)
+            if known is not None and known.done:  # with output that was not given yet
                 raise RequestError(
                     f"request id {request.id!r} is taken by a request that is under way: choose "
                     "another"
@@ -356,7 +358,8 @@ class Engine:
             self._tell()
             live = self._book.state.requests
             for handle in list(self._handles.values()):
-                if handle.id not in live and handle.is_delivered:
+                # One that has not ended and is not under way was never quite submitted.
+                if handle.id not in live and (handle.is_delivered or not handle.done):
                     del self._handles[handle.id]
         given, self._given = self._given, []
         return given

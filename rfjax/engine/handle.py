@@ -156,9 +156,12 @@ class RequestHandle:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether `undelivered` has given all there is."""
-        n_pieces = [sample.n_pieces for sample in self.samples]
-        return n_pieces == self._delivered
+        """Whether all samples have ended and `undelivered` has given everything."""
+        return self.done and not self.has_more(self._delivered)
+
+    def has_more(self, given: list[int]) -> bool:
+        """Whether there is more than `given` pieces of each sample."""
+        return given != [sample.n_pieces for sample in self.samples]
 
     def pieces(self, given: list[int]) -> Iterator[StreamOutput]:
         """What is new since `given` pieces of each sample, which are counted up before each."""

@@ -1,5 +1,7 @@
 """A plan runner without arrays, on `FakeDevice`, that can be told to fail at any of its calls."""
 
+import time
+
 from support.fake_device import VOCAB, FakeDevice
 
 from rfjax.engine.burst_result import BurstResult, PromptResult, RowResult
@@ -41,6 +43,7 @@ class FakeRunner:
             that fails loses the pages, and so does a failed read, but for a KeyboardInterrupt.
         nan_after: request id to the tokens of output after which its logits are NaN.
         reading, dispatching: bursts read and dispatched so far.
+        pace: seconds that a read takes.
     """
 
     def __init__(self, sizes=SIZES, faults=None):
@@ -49,6 +52,7 @@ class FakeRunner:
         self.calls = []
         self.nan_after = {}
         self.reading = self.dispatching = 0
+        self.pace = 0.0
         self.device = FakeDevice(sizes)
         self.lost = False
 
@@ -129,6 +133,7 @@ class FakeBurst:
         self.runner, self.plan, self.result, self.number = runner, plan, result, number
 
     def read(self) -> BurstResult:
+        time.sleep(self.runner.pace)
         self.runner.called("read")
         assert not self.runner.lost, "a burst is read whose pages were lost"
         assert self.number >= self.runner.reading  # an interrupted one is read again
