@@ -1,6 +1,7 @@
 """Tiles of one row's keys and values, loaded block by block through its page table."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plt
 
+from rfjax.pallas.tile import load_or_zero
 from rfjax.typing import Array, Int
 
 
@@ -26,6 +28,12 @@ class Tile(NamedTuple):
     v: Array
     k_scale: Array | None
     v_scale: Array | None
+
+    def hiding(self, visible: Array) -> "Tile":
+        """The tile with zeros for the values that are not visible, whatever they are."""
+        if self.v_scale is not None:
+            return self._replace(v_scale=jnp.where(visible, self.v_scale, 0.0))
+        return self._replace(v=jnp.where(visible[..., None], self.v, jnp.zeros_like(self.v)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +69,40 @@ class PagedRow:
         within = math.prod(self.shape) <= self.refs["k"].shape[2]
         return self.page_of(start if within else self._keys(start))
 
-    def load(self, block: Array, pages: Array) -> Tile:
-        """A block, in the pages that `find` gave for it."""
-        keys = self._keys(block * math.prod(self.shape))
+    def keys(self, block: Array) -> Array:
+        """Positions of a block's keys."""
+        return self._keys(block * math.prod(self.shape))
+
+    def load(self, block: Array, pages: Array, seen: Array | None = None) -> Tile:
+        """A block, in the pages that `find` gave for it.
+
+        Args:
+            seen: bool [*S]; where it is False nothing is read, and zeros stand. None reads all.
+        """
+        keys = self.keys(block)
         _, _, size, head_dim = self.refs["k"].shape
         places = keys & (size - 1)
         dims = self.dims.reshape((1,) * len(self.shape) + (-1,))
-        real = None
-        if head_dim < self.dims.shape[0]:
-            real = jnp.broadcast_to(dims < head_dim, (*self.shape, self.dims.shape[0]))
+        tile = (*self.shape, self.dims.shape[0])
+        mask = jnp.broadcast_to(dims < head_dim, tile) if head_dim < tile[-1] else None
+        if seen is not None:
+            wide = jnp.broadcast_to(seen[..., None], tile)
+            mask = wide if mask is None else mask & wide
         page = pages[..., None] if pages.ndim else pages
 
-        def values(name: str) -> Array:
-            at = self.refs[name].at[page, self.kv_head, places[..., None], dims]
+        def numbers(name: str) -> Array:
             # Nobody reads them again, but the rest of the step reads other things.
-            return plt.load(
-                at, mask=real, other=None if real is None else 0, eviction_policy="evict_first"
-            )
+            load = functools.partial(plt.load, eviction_policy="evict_first")
+            ref = self.refs[name].at[page, self.kv_head, places[..., None], dims]
+            return load(ref) if mask is None else load(ref, mask=mask, other=0)
 
         def scales(name: str) -> Array | None:
             ref = self.refs.get(name)
-            return None if ref is None else plt.load(ref.at[pages, self.kv_head, places])
+            if ref is None:
+                return None
+            return load_or_zero(ref.at[pages, self.kv_head, places], seen)
 
-        return Tile(keys, values("k"), values("v"), scales("k_scale"), scales("v_scale"))
+        return Tile(keys, numbers("k"), numbers("v"), scales("k_scale"), scales("v_scale"))
 
     def _keys(self, start: Array) -> Array:
         stride, keys = math.prod(self.shape), start

@@ -122,7 +122,8 @@ def paged_decode_attention(
     fused = k is None or v is None
     n_heads = q.shape[1] - 2 * n_kv if fused else q.shape[1]
     if config is None:
-        config = heuristic(batch, (n_heads, n_kv), capacity, head_dim, k_pages.dtype, target)
+        dtypes = q.dtype, k_pages.dtype
+        config = heuristic(batch, (n_heads, n_kv), capacity, head_dim, dtypes, target)
     operands = {
         "positions": positions,
         "table": table,
@@ -244,6 +245,7 @@ def _kernel(
                 capacity=capacity,
                 split=(split, config.splits),
                 ahead=not config.dot and config.num_stages > 1,
+                peel=config.peel,
             ),
             scale=scale,
             softcap=softcap,

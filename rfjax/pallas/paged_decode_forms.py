@@ -104,8 +104,13 @@ def attend_by_dot(program: Program) -> None:
     head = program.kv_head * heads.group + jnp.minimum(group, heads.group - 1)
     slopes, sinks = program.of_heads("slopes", head), program.of_heads("sinks", head)
     slopes = None if slopes is None else slopes[:, None]
-    q_dtype = program.inputs["q"].dtype
-    wide = None
+    dtype = program.inputs["k"].dtype
+    if dtype == jnp.int8 or program.inputs["q"].dtype == jnp.float32:
+        dtype = program.inputs["q"].dtype
+    # Weights that have taken up the scales of 8 bits may be less than float16 holds.
+    packed = program.inputs["v"].dtype == jnp.int8
+    v_dtype = jnp.bfloat16 if packed and dtype == jnp.float16 else dtype
+    wide = jnp.float32(0)  # until it begins
 
     def begin():
         nonlocal wide
@@ -118,26 +123,16 @@ def attend_by_dot(program: Program) -> None:
 
     def step(tile: Tile, visible, state):
         acc, best, total = state
-        dtype = tile.k.dtype
-        v, v_scale = tile.v, tile.v_scale
-        if visible is not None:
-            if v_scale is None:
-                v = jnp.where(visible[:, None], v, jnp.zeros_like(v))
-            else:
-                v_scale = jnp.where(visible, v_scale, 0.0)
-            visible = visible[None, :]
-        k_dtype = q_dtype if dtype == jnp.int8 else dtype
-        products = _dot(wide.astype(k_dtype), tile.k.astype(k_dtype), transposed=True)
+        products = _dot(wide.astype(dtype), tile.k.astype(dtype), transposed=True)
         if tile.k_scale is not None:
             products = products * tile.k_scale[None, :]
         scores, factor = program.exponents(products, slopes, tile.keys[None, :])
+        visible = None if visible is None else visible[None, :]
         weights, best, shrink = weigh(scores, best, factor, visible, target)
         total = total * shrink + jnp.sum(weights, axis=1)
-        # Weights that have taken up the scales may be less than float16 holds.
-        v_dtype = jnp.bfloat16 if dtype == jnp.int8 and q_dtype == jnp.float16 else k_dtype
-        if v_scale is not None:
-            weights = weights * v_scale[None, :]
-        acc = acc * shrink[:, None] + _dot(weights.astype(v_dtype), v.astype(v_dtype))
+        if tile.v_scale is not None:
+            weights = weights * tile.v_scale[None, :]
+        acc = acc * shrink[:, None] + _dot(weights.astype(v_dtype), tile.v.astype(v_dtype))
         return acc, best, total
 
     acc, best, total = program.loop(step, begin)
@@ -177,12 +172,6 @@ def attend_by_lanes(program: Program, abreast: int) -> None:
 
     def step(tile: Tile, visible, states):
         k, v = tile.k.astype(jnp.float32), tile.v.astype(jnp.float32)
-        v_scale = tile.v_scale
-        if visible is not None:
-            if v_scale is None:
-                v = jnp.where(visible[..., None], v, 0.0)
-            else:
-                v_scale = jnp.where(visible, v_scale, 0.0)
         after = []
         for q, slope, (acc, best, total) in zip(queries, slopes, states, strict=True):
             products = jnp.sum(k * q, axis=2)
@@ -191,8 +180,8 @@ def attend_by_lanes(program: Program, abreast: int) -> None:
             scores, factor = program.exponents(products, slope, tile.keys)
             weights, best, shrink = weigh(scores, best, factor, visible, target, axis=0)
             total = total * shrink + jnp.sum(weights, axis=0)
-            if v_scale is not None:
-                weights = weights * v_scale
+            if tile.v_scale is not None:
+                weights = weights * tile.v_scale
             acc = acc * shrink[:, None] + jnp.sum(weights[..., None] * v, axis=0)
             after.append((acc, best, total))
         return tuple(after)

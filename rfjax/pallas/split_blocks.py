@@ -26,16 +26,21 @@ def over_blocks(
     split: tuple[Count, int],
     *,
     ahead: bool,
+    peel: bool,
 ) -> Any:
     """Run `step(tile, visible, state)` over a split's blocks, starting with the state `begin()`.
 
-    Split i of n takes the blocks i, i + n, i + 2n, ... of those that hold visible keys. Blocks that
-    are visible in full come first, with None for `visible`; softmax does not mind the order.
+    Values that are not visible are zeros in the tile.
+
+    Split i of n takes the blocks i, i + n, i + 2n, ... of those that hold visible keys. Where they
+    are peeled, those that are visible in full come first, with None for `visible`; softmax does not
+    mind the order.
 
     Args:
         row: the keys and values, of which `position` are in the pages.
         capacity: most of them.
         split: its index and the number of splits.
+        peel: take the blocks that are visible in full in a loop of their own.
         ahead: load a block's keys and values while the one before is worked on, in registers.
     """
     index, n_splits = split
@@ -47,32 +52,33 @@ def over_blocks(
         return jax.lax.div(jnp.maximum(n_blocks - index, 0) + (n_splits - 1), n_splits)
 
     n = turns(blocks)
+    peel = peel and n_splits * block_k < capacity  # else there is one block at most
     # The block that a window begins in has keys behind it: split 0 takes it after the whole ones.
-    late = jnp.minimum(jnp.where(index == 0, 1, 0), n) if mask.size else 0
+    late = jnp.minimum(jnp.where(index == 0, 1, 0), n) if mask.size and peel else 0
     full = jnp.clip(turns(jax.lax.div(cached, block_k) - first_block), late, n)
     whole = full - late
 
     def block_of(i) -> Count:
         turn = i
-        if mask.size:
+        if mask.size and peel:
             turn = jnp.where(i < whole, i + late, jnp.where(i < full, i - whole, i))
         return first_block + index + turn * n_splits
 
     def one(checked: bool, i, carry):
         (pages, tile), state = carry
         block, following = block_of(i), block_of(jnp.minimum(i + 1, n - 1))
-        if ahead:
-            behind = row.find(block_of(jnp.minimum(i + 2, n - 1)))
-            coming = row.load(following, pages)
-        else:
-            behind, coming = row.find(following), None
-            tile = row.load(block, pages)
         visible = None
         if checked:
-            visible = tile.keys < cached
+            keys = row.keys(block)
+            visible = keys < cached
             if mask.size:
-                visible &= tile.keys >= first
-        return (behind, coming), step(tile, visible, state)
+                visible &= keys >= first
+        if ahead:
+            now = tile if visible is None else tile.hiding(visible)
+            tile, pages = row.load(following, pages), row.find(block_of(jnp.minimum(i + 2, n - 1)))
+        else:
+            now, pages = row.load(block, pages, visible), row.find(following)
+        return (pages, tile), step(now, visible, state)
 
     # Under way before anything else is; the block may be there in vain.
     start = block_of(jnp.int32(0))
@@ -81,9 +87,9 @@ def over_blocks(
         tile = row.load(start, pages)
         pages = row.find(block_of(jnp.minimum(jnp.int32(1), n - 1)))
     carry = (pages, tile), begin()
-    if n_splits * block_k < capacity:
+    if peel:
         carry = jax.lax.fori_loop(0, whole, functools.partial(one, False), carry)
-        _, state = jax.lax.fori_loop(whole, n, functools.partial(one, True), carry)
-    else:  # one block at most
-        _, state = jax.lax.fori_loop(0, n, functools.partial(one, True), carry)
+    else:
+        whole = 0
+    _, state = jax.lax.fori_loop(whole, n, functools.partial(one, True), carry)
     return state
