@@ -19,8 +19,9 @@ from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas.exponential import LOG2_E, exp2
 from rfjax.pallas.key_span import key_span
 from rfjax.pallas.online_softmax import FLOOR, weigh
+from rfjax.pallas.page_tile import PagedRow
 from rfjax.pallas.softcap import softcapped
-from rfjax.pallas.target import Target
+from rfjax.pallas.target import Target, shared_memory
 from rfjax.pallas.tile import inside, load_or_zero
 from rfjax.typing import Array, Float, Int
 
@@ -37,14 +38,13 @@ class Config:
     """How the work is cut.
 
     `block_q` rows, each a query head of a token, by `block_k` keys a step, both powers of two of
-    at least 16. `peel` takes the blocks without masking in a loop of their own.
+    at least 16.
     """
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
-    peel: bool = True
 
 
 def heuristic(
@@ -67,22 +67,27 @@ def heuristic(
         page_dtype: of the keys and values.
         target: whose instructions are used.
     """
-    wide = sum(size for _, size in head_parts(head_dim)) > 128
     block_q = min(128, max(_SMALLEST, pl.next_power_of_2(length * group)))
     block_k = min(64, max(_SMALLEST, pl.next_power_of_2(capacity)))
+    parts = head_parts(head_dim)
+    wide, packed = sum(size for _, size in parts) > 128, jnp.dtype(page_dtype) == jnp.int8
     if jnp.dtype(dtype) == jnp.float32:
         if target == "gfx9":
             return Config(min(block_q, 32), min(block_k, 32), 4, 1)
-        return Config(_SMALLEST, _SMALLEST, 8, 1, False)
+        return Config(_SMALLEST, _SMALLEST, 8, 1)
     if target == "gfx11":  # operands take twice the registers there, of which there are 256
         if wide:
-            return Config(_SMALLEST, _SMALLEST, 8, 1, False)
-        return Config(min(block_q, 64), min(block_k, 32), 8, 1, peel=head_dim <= 64)
-    if target == "cuda":  # within the 99 KiB of shared memory that small devices have
-        if wide:
-            return Config(min(block_q, 64), min(block_k, 32), 8, 2)
+            return Config(32, _SMALLEST, 16 if len(parts) == 1 else 8, 1)
+        return Config(min(block_q, 32 if packed else 64), min(block_k, 32), 8, 1)
+    if target == "cuda":
+        roomy = shared_memory(target) >= 160 << 10
         warps = 8 if block_q == 128 else 4
-        return Config(block_q, block_k, warps, 2 if head_dim > 64 else 3)
+        if wide and not roomy:
+            return Config(min(block_q, 64), min(block_k, 32), 8, 2)
+        if wide:
+            return Config(block_q, min(block_k, 32), warps, 3)
+        # With two stages a block's loads begin when the one before is done with.
+        return Config(block_q, block_k, warps, 3 if roomy or packed or head_dim <= 64 else 2)
     if wide:
         return Config(min(block_q, 64), min(block_k, 32), 4, 1)
     return Config(block_q, block_k, 8, 1)
@@ -102,12 +107,11 @@ def tuning_space(
     if jnp.dtype(dtype) == jnp.float32:
         return (first,)
     others = [
-        Config(block_q, block_k, warps, stages, peel)
+        Config(block_q, block_k, warps, stages)
         for block_q in (64, 128)
         for block_k in (32, 64, 128)
         for warps in (4, 8)
         for stages in ((2, 3, 4) if target == "cuda" else (1, 2))
-        for peel in (True, False)
         if block_q <= max(first.block_q, 64) and block_k <= max(_SMALLEST, capacity)
     ]
     return (first, *(config for config in others if config != first))
@@ -239,10 +243,10 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
     tokens = jax.lax.div(rows, group)
     heads = kv_head * group + jax.lax.rem(rows, group)
     real = rows < length * group
-    of_queries = functools.partial(plt.load, mask=real)
-    positions = of_queries(inputs["positions"].at[row, tokens], other=-1)
+    positions = plt.load(inputs["positions"].at[row, tokens], mask=real, other=-1)
     capacity = inputs["table"].shape[1] * page_size
     span = key_span(mask, positions, jnp.minimum(inputs["lengths"][row], capacity), block_k)
+    keys_of_row = PagedRow(inputs, row, kv_head, _dims(head_dim)[0], (block_k,))
 
     queries = []
     for dims in _dims(head_dim):
@@ -263,23 +267,28 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
             scores, factor = scores * factor + slopes[:, None] * distance, 1.0
         return scores, factor
 
-    def step(masked, i, next_block, carry):
+    def step(i, carry):
         acc, best, total, pages = carry
         tile = functools.partial(_load_tile, inputs, kv_head, pages, i, block_k)
         keys = i * block_k + jnp.arange(block_k, dtype=jnp.int32)
-        seen = (keys >= span.begin) & (keys < span.end) if masked else None
         k, k_scale = tile("k", None)
         products = [
             _dot(q, part.astype(q.dtype), trans_b=True) for q, part in zip(queries, k, strict=True)
         ]
         scores = functools.reduce(jnp.add, products)
         scores, factor = to_exponents(scores, keys, k_scale)
-        visible = span.sees(keys) if masked else None
-        weights, best, shrink = weigh(scores, best, factor, visible, target)
+        # A branch, no loop of its own for blocks seen in full: so the pipeline of loads goes on.
+        scores = jax.lax.cond(
+            (i < span.whole) | (i >= span.full),
+            lambda scores: jnp.where(span.sees(keys), scores, -jnp.inf),  # weighs 0
+            lambda scores: scores,
+            scores,
+        )
+        weights, best, shrink = weigh(scores, best, factor, None, target)
         total = total * shrink + jnp.sum(weights, axis=1)
         # Of 8 bits the values are multiplied in bfloat16: weights that have taken up their scales
         # may be less than float16 holds.
-        v, v_scale = tile("v", seen)
+        v, v_scale = tile("v", (keys >= span.begin) & (keys < span.end))
         dtype = queries[0].dtype
         if v_scale is not None:
             weights = weights * v_scale[None, :]
@@ -289,25 +298,20 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
             part * shrink[:, None] + _dot(weights, values.astype(dtype))
             for part, values in zip(acc, v, strict=True)
         )
-        return acc, best, total, _page_ids(inputs, row, next_block, block_k)
+        return acc, best, total, keys_of_row.find(i + 1)
 
     slopes = None
     if "slopes" in inputs:
-        slopes = of_queries(inputs["slopes"].at[heads], other=0.0) * LOG2_E
+        slopes = plt.load(inputs["slopes"].at[heads], mask=real, other=0.0) * LOG2_E
     best = jnp.full((config.block_q,), FLOOR, jnp.float32)
     total = jnp.zeros((config.block_q,), jnp.float32)
     if "sinks" in inputs:
-        sinks = of_queries(inputs["sinks"].at[heads], other=0.0) * LOG2_E
+        sinks = plt.load(inputs["sinks"].at[heads], mask=real, other=0.0) * LOG2_E
         best = jnp.maximum(sinks, FLOOR)
         total = exp2(sinks - best, target)
     acc = tuple(jnp.zeros((config.block_q, dims.shape[0]), jnp.float32) for dims in _dims(head_dim))
-    acc, _, total = _over_blocks(
-        step,
-        (acc, best, total),
-        span,
-        functools.partial(_page_ids, inputs, row, block_k=block_k),
-        config.peel,
-    )
+    carry = (acc, best, total, keys_of_row.find(span.first))
+    acc, _, total, _ = jax.lax.fori_loop(span.first, span.blocks, step, carry)
 
     # By the mask, not by the scores: NaN must stay NaN, and a maximum may drop it.
     attends = span.any_sees(positions)
@@ -318,59 +322,16 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
         plt.store(at, out, mask=inside(rows, length * group, dims, head_dim))
 
 
-def _over_blocks(step, carry, span, page_ids, peel: bool):
-    """Run `step(masked, block, next_block, carry)` over all blocks: the whole ones, then the rest.
-
-    Softmax does not mind the order. The carry gains the page ids of the step's block, of which the
-    last step's are of no use.
-    """
-    first, whole, full = span.first, span.whole, span.full
-    if not peel:
-        whole, full = first, first
-    behind = whole - first
-
-    def in_part(j):
-        """Index of the j-th block that is seen in part: behind the whole ones, or before them."""
-        return j + first + jnp.where(j < behind, 0, full - whole) if peel else j + first
-
-    def over_whole(i, carry):
-        return step(False, i, i + 1, carry)
-
-    def over_part(j, carry):
-        return step(True, in_part(j), in_part(j + 1), carry)
-
-    n_part = behind + jnp.maximum(span.blocks - full, 0)
-    ids = page_ids(in_part(0))
-    if peel:
-        *carry, _ = jax.lax.fori_loop(whole, full, over_whole, (*carry, page_ids(whole)))
-    *carry, _ = jax.lax.fori_loop(0, n_part, over_part, (*carry, ids))
-    return carry
-
-
 def _dims(head_dim: int) -> list[Array]:
     """Elements of a head, by the parts that it is computed in."""
     return [start + jnp.arange(size, dtype=jnp.int32) for start, size in head_parts(head_dim)]
-
-
-def _page_ids(inputs, row, block, block_k: int):
-    """Where a block of keys lies: the id of its page, or where it takes several, of each key's.
-
-    A block beyond the table has some page as well.
-    """
-    table, page_size = inputs["table"], inputs["k"].shape[2]
-    max_pages = table.shape[1]
-    if block_k <= page_size:
-        return table[row, jnp.minimum(jax.lax.div(block, page_size // block_k), max_pages - 1)]
-    index = jax.lax.div(jnp.arange(block_k, dtype=jnp.int32), page_size)
-    index += block * (block_k // page_size)
-    return plt.load(table.at[row, jnp.minimum(index, max_pages - 1)])
 
 
 def _load_tile(inputs, kv_head, pages, block, block_k: int, name: str, seen):
     """Keys or values `[block_k, H]` of a block, in the parts of a head, and their scales.
 
     Args:
-        pages: of `_page_ids`.
+        pages: of `PagedRow.find`.
         seen: Bool [block_k], those to be read instead of zeros; None reads all.
     """
     ref, scale_ref = inputs[name], inputs.get(f"{name}_scale")

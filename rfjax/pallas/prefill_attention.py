@@ -15,6 +15,7 @@ from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
 from rfjax.pallas.exponential import LOG2_E
+from rfjax.pallas.key_span import key_span
 from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
@@ -184,8 +185,7 @@ def _kernel(
     q = load_or_zero(q_ref.at[at_queries], q_mask)
     positions = plt.load(positions_ref.at[row, queries], mask=queries < length, other=-1)
     n_real = jnp.minimum(lengths_ref[row], n_keys)
-    lowest, highest = _seen(mask, positions, n_real)
-    first_block, full_blocks, blocks = _key_blocks(mask, positions, lowest, highest, block_k)
+    span = key_span(mask, positions, n_real, block_k)
 
     def step(masked, i, carry):
         acc, best, total = carry
@@ -194,11 +194,7 @@ def _kernel(
             k_ref.at[row, kv_head, keys[:, None], dims[None, :]],
             inside(keys, n_keys if masked else None, dims, head_dim),
         )
-        visible = None
-        if masked:
-            visible = keys[None, :] <= highest[:, None]
-            if lowest is not None:
-                visible &= keys[None, :] >= lowest[:, None]
+        visible = span.sees(keys) if masked else None
         weights, best, shrink = weigh(_dot(q, k), best, scale, visible, target)
         v = load_or_zero(
             v_ref.at[row, kv_head, dims[:, None], keys[None, :]],
@@ -212,13 +208,13 @@ def _kernel(
         jnp.full((config.block_q,), FLOOR, jnp.float32),
         jnp.zeros((config.block_q,), jnp.float32),
     )
-    if config.peel and lowest is None:
-        carry = jax.lax.fori_loop(0, full_blocks, functools.partial(step, False), carry)
-        first_block = full_blocks
-    acc, _, total = jax.lax.fori_loop(first_block, blocks, functools.partial(step, True), carry)
+    first = span.first
+    if config.peel and span.lowest is None:
+        first = span.full
+        carry = jax.lax.fori_loop(0, first, functools.partial(step, False), carry)
+    acc, _, total = jax.lax.fori_loop(first, span.blocks, functools.partial(step, True), carry)
     # By the mask, not by the scores: NaN must stay NaN, and a maximum may drop it.
-    first_key = 0 if lowest is None else jnp.maximum(lowest, 0)
-    real = (positions >= 0) & (highest >= first_key)
+    real = span.any_sees(positions)
     norm = 1.0 / jnp.where(real, total, 1.0)
     out = jnp.where(real[:, None], acc * norm[:, None], 0.0).astype(out_ref.dtype)
     plt.store(out_ref.at[at_queries], out, mask=q_mask)
@@ -228,28 +224,3 @@ def _dot(a, b):
     """`a @ b.T` in f32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return plt.dot(a, b, trans_b=True, precision=precision)
-
-
-def _seen(mask: Mask, positions, n_real):
-    """First (None: 0) and last key that each query sees; last < first where it sees none."""
-    if mask.kind == "bidirectional":
-        return None, jnp.where(positions >= 0, n_real - 1, -1)
-    highest = jnp.minimum(positions, n_real - 1)
-    if mask.kind == "window":
-        return positions - (mask.size - 1), highest
-    if mask.kind == "chunked":
-        return jax.lax.div(jnp.maximum(positions, 0), mask.size) * mask.size, highest
-    return None, highest
-
-
-def _key_blocks(mask: Mask, positions, lowest, highest, block_k: int):
-    """First block of keys that any query sees, end of those all see in full, and end of all."""
-    end = jnp.max(highest) + 1
-    blocks = jax.lax.div(end + (block_k - 1), block_k)
-    # Padding shall not count: it sees nothing whatever is computed for it.
-    everywhere = jnp.min(jnp.where(positions >= 0, highest, jnp.int32(2**31 - 2))) + 1
-    full = jnp.minimum(jax.lax.div(everywhere, block_k), jax.lax.div(end, block_k))
-    if lowest is None:
-        return 0, full, blocks
-    first = jnp.min(jnp.where(positions >= 0, lowest, jnp.int32(2**31 - 1)))
-    return jax.lax.div(jnp.maximum(first, 0), block_k), full, blocks

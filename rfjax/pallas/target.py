@@ -25,6 +25,16 @@ def current_target() -> Target:
     return target_of(default_device())
 
 
+def shared_memory(target: Target) -> int:
+    """Bytes of shared memory (LDS) that a program may use on the device code is traced for."""
+    if target != "cuda":
+        return 64 << 10
+    capability = str(getattr(default_device(), "compute_capability", ""))
+    if capability.startswith(("9.", "10.")):
+        return 227 << 10
+    return (163 if capability in ("8.0", "8.7") else 99) << 10
+
+
 def current_device_kind() -> str:
     """The kind of the device that code is traced for, such as "NVIDIA H200" or "gfx942"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
