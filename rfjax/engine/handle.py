@@ -69,7 +69,8 @@ class SampleHandle:
             read = text.push(output.token_ids, output.finish)
         except RequestError as error:  # the model chose a token that the tokenizer does not have
             read = TextPiece("", len(output.token_ids), Failed(str(error)))
-        tops, n = news.top_logprobs, read.n_tokens
+        tops = news.top_logprobs if self._request.params.logprobs else None
+        n = read.n_tokens
         piece = StreamOutput(
             text=read.text,
             token_ids=list(output.token_ids[:n]),
