@@ -23,6 +23,7 @@ from rfjax.pallas.page_write import write_head
 from rfjax.pallas.paged_decode_config import (
     SMALLEST,
     Config,
+    heads_of_program,
     heuristic,
     keys_abreast,
     padded_head,
@@ -122,7 +123,7 @@ def paged_decode_attention(
     fused = k is None or v is None
     n_heads = q.shape[1] - 2 * n_kv if fused else q.shape[1]
     if config is None:
-        dtypes = q.dtype, k_pages.dtype
+        dtypes = jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype)
         config = heuristic(batch, (n_heads, n_kv), capacity, head_dim, dtypes, target)
     operands = {
         "positions": positions,
@@ -140,6 +141,8 @@ def paged_decode_attention(
         **dict(zip(_PAGES, pages, strict=True)),
     }
     operands = {name: array for name, array in operands.items() if array is not None}
+    group = n_heads // n_kv
+    served = heads_of_program(config, group)
     names = tuple(operands)
     written = [name for name in _PAGES if name in operands]
     results = [jax.ShapeDtypeStruct((batch, n_heads, head_dim), q.dtype)]
@@ -152,6 +155,7 @@ def paged_decode_attention(
         n_results=len(results),
         first=(n_heads, n_heads + n_kv) if fused else (0, 0),
         heads=Heads(n_heads, n_kv, pairing, eps),
+        served=served,
         config=config,
         mask=mask,
         scale=scale,
@@ -164,7 +168,7 @@ def paged_decode_attention(
             *results,
             *(jax.ShapeDtypeStruct(operands[n].shape, operands[n].dtype) for n in written),
         ],
-        grid=(n_kv, config.splits, batch),
+        grid=(n_kv * pl.cdiv(group, served), config.splits, batch),
         input_output_aliases={names.index(n): len(results) + i for i, n in enumerate(written)},
         compiler_params=plt.CompilerParams(
             num_warps=config.num_warps, num_stages=config.num_stages if config.dot else 1
@@ -190,7 +194,17 @@ def paged_decode_attention(
 
 
 def _kernel(
-    *refs, names, n_results, first, heads, config: Config, mask, scale, softcap, target: Target
+    *refs,
+    names,
+    n_results,
+    first,
+    heads: Heads,
+    served: int,
+    config: Config,
+    mask,
+    scale,
+    softcap,
+    target: Target,
 ):
     inputs = dict(zip(names, refs, strict=False))
     results = refs[len(names) : len(names) + n_results]
@@ -198,7 +212,9 @@ def _kernel(
     outputs = dict(zip(written, refs[len(names) + n_results :], strict=True))
     _, _, page_size, head_dim = inputs["k"].shape
     capacity = inputs["table"].shape[1] * page_size
-    kv_head, split, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    head, split, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    parts = pl.cdiv(heads.group, served)
+    kv_head, part = jax.lax.div(head, parts), jax.lax.rem(head, parts)
     position = inputs["positions"][row]
     dims = jnp.arange(padded_head(head_dim), dtype=jnp.int32)
 
@@ -216,6 +232,7 @@ def _kernel(
 
         def new():
             fresh = (split == 0) & (position >= 0) & (position < capacity)
+            writes = fresh & (part == 0)
             slot = jnp.clip(position, 0, capacity - 1)
             at = (keys.page_of(slot), kv_head, slot & (page_size - 1))
             x = prepare("k", first[0] + kv_head)
@@ -224,17 +241,18 @@ def _kernel(
             both = []
             for name, head in (("k", x), ("v", value)):
                 into = outputs[name], outputs.get(f"{name}_scale")
-                both.append(write_head(into, at, head, dims, fresh, target))
+                both.append(write_head(into, at, head, dims, writes, target))
             return *both, fresh
 
         program = Program(
             inputs=inputs,
             results=results,
             row=row,
-            kv_head=kv_head,
             split=split,
+            first_head=kv_head * heads.group + part * served,
+            n_heads=served,
+            end_head=(kv_head + 1) * heads.group,
             dims=dims,
-            heads=heads,
             prepare=prepare,
             new=new,
             loop=functools.partial(

@@ -10,8 +10,8 @@ from rfjax.pallas.target import Target, lanes_of
 SMALLEST = 16
 """Least number of rows and columns that the matrix units take."""
 
-LARGEST_UNROLLED = 8
-"""Query heads of a group that are handled one by one without the matrix units."""
+UNROLLED = 4
+"""Query heads that a program handles one by one: with more, code is long and registers are few."""
 
 _VECTOR = 16
 """Bytes that one load instruction of a lane reads."""
@@ -33,18 +33,30 @@ MAX_SPLITS = 64
 class Config:
     """How the work is cut: powers of two, but for `num_stages`.
 
-    `block_k` keys a step; `splits` programs for one row's context. `dot` uses the matrix units,
-    with the query heads of a group padded to 16 rows, and lets the compiler keep `num_stages`
-    blocks under way. Otherwise lanes multiply and add, and two stages load one block ahead. `peel`
-    takes the blocks of which all keys are visible in a loop of their own, without masks.
+    `block_k` keys a step; `splits` programs for one row's context; at most `heads` query heads of a
+    group in one program. `dot` uses the matrix units, with the heads padded to 16 rows, and lets
+    the compiler keep `num_stages` blocks under way. Otherwise lanes multiply and add, one head
+    after another, and two stages load one block ahead. `peel` takes the blocks of which all keys
+    are visible in a loop of their own, without masks.
     """
 
     block_k: int
     splits: int
+    heads: int
     num_warps: int
     num_stages: int
     dot: bool
     peel: bool
+
+
+def heads_of_program(config: Config, group: int) -> int:
+    """Query heads of a program, of `group` that share a kv head.
+
+    One by one they must be as many in every program; the rows of a product may be padding.
+    """
+    if config.dot:
+        return min(group, config.heads)
+    return max(n for n in range(1, min(group, config.heads) + 1) if group % n == 0)
 
 
 def padded_head(head_dim: int) -> int:
@@ -75,29 +87,42 @@ def heuristic(
     """
     n_heads, n_kv = heads
     group = n_heads // n_kv
-    wide = jnp.float32 in dtypes  # most matrix units do not multiply f32
-    if target == "cuda":
-        # The matrix units take a fifth of the instructions, however few the heads.
-        dot = not wide or group > LARGEST_UNROLLED
-    else:
-        dot = group > (LARGEST_UNROLLED if wide or target == "gfx11" else 4)
     warps, stages = 4, 1
+    dot = _by_product(group, head_dim, dtypes, target)
     if dot:
-        block_k = 32 if wide or padded_head(head_dim) > 128 else 64
+        served = 64 if padded_head(head_dim) <= 128 else 32
+        block_k = 32 if padded_head(head_dim) > 128 or jnp.float32 in dtypes else 64
         if target == "gfx11":  # operands take twice the registers there, of which there are 256
-            block_k, warps = 16, 8
+            block_k, served, warps = 16, 16, 8
         elif target == "cuda":
-            stages = 1 if wide else 3
+            stages = 3
     else:
-        block_k = 4 * keys_abreast(head_dim, dtypes[1], warps, target)
+        served = UNROLLED
+        packed = dtypes[1] == jnp.int8  # a lane has more elements: fewer keys fit in registers
+        block_k = (2 if packed else 4) * keys_abreast(head_dim, dtypes[1], warps, target)
+        stages = 1 if packed else 2
     block_k = min(block_k, max(SMALLEST, pl.next_power_of_2(capacity)))
     splits = 1
     if capacity > _UNSPLIT_KEYS:
-        wanted = max(_PROGRAMS // (batch * n_kv), capacity // _MOST_KEYS, 1)
+        programs = batch * n_kv * pl.cdiv(group, served)
+        wanted = max(_PROGRAMS // programs, capacity // _MOST_KEYS, 1)
         most = min(capacity // block_k, MAX_SPLITS)
         splits = 1 << (min(wanted, most).bit_length() - 1)
     # A pipeline that the compiler makes runs dry between two loops.
-    return Config(block_k, splits, warps, stages, dot, peel=not dot or stages == 1)
+    return Config(block_k, splits, served, warps, stages, dot, peel=not dot or stages == 1)
+
+
+def _by_product(
+    group: int, head_dim: int, dtypes: tuple[jnp.dtype, jnp.dtype], target: Target
+) -> bool:
+    """Whether the matrix units are faster than multiplying and adding."""
+    if jnp.float32 in dtypes:  # which only those of gfx9 multiply
+        return target == "gfx9" and group > 8
+    if target == "cuda":  # with its pipeline of copies it takes a fifth of the instructions
+        return True
+    if target == "gfx11" and padded_head(head_dim) > 128:  # operands would not fit in registers
+        return False
+    return group > (2 if target == "gfx11" and dtypes[1] == jnp.int8 else UNROLLED)
 
 
 def tuning_space(
@@ -111,13 +136,21 @@ def tuning_space(
     """Settings worth timing, the heuristic's first."""
     first = heuristic(batch, heads, capacity, head_dim, dtypes, target)
     others = [
-        Config(block_k, splits, warps, stages, dot, peel)
+        Config(
+            block_k,
+            splits,
+            max(first.heads, SMALLEST) if dot else UNROLLED,
+            warps,
+            stages,
+            dot,
+            peel,
+        )
         for dot in (True, False)
         for block_k in (16, 32, 64, 128)
         for splits in (1, 2, 4, 8, 16, 32, 64)
         for warps in (1, 2, 4, 8)
         for stages in ((1, 2, 3, 4) if dot and target == "cuda" else (1, 2))
         for peel in (True, False)
-        if block_k * splits <= capacity and (dot or heads[0] // heads[1] <= LARGEST_UNROLLED)
+        if block_k * splits <= capacity
     ]
     return (first, *(config for config in others if config != first))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plt
 
-from rfjax.pallas.decode_heads import Heads
 from rfjax.pallas.exponential import LOG2_E, exp2
 from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.page_tile import Tile
@@ -29,6 +28,8 @@ class Program:
         inputs: references by name; terms that there are not are missing.
         results: the output [B, N, H], or of each split sums [B, N, splits, H], largest scores and
             sums of weights [B, N, splits].
+        first_head, n_heads, end_head: the query heads of the program begin at the first and are at
+            most that many; those from the end on belong to another kv head.
         prepare: the queries of a head, or of a column of heads, by "q" and index, f32.
         new: key and value of the new token as pages hold them, f32 [H], and whether this program
             counts them.
@@ -38,10 +39,11 @@ class Program:
     inputs: Mapping[str, Any]
     results: tuple[Any, ...]
     row: Array
-    kv_head: Array
     split: Array
+    first_head: Array
+    n_heads: int
+    end_head: Array
     dims: Array
-    heads: Heads
     prepare: Callable[[str, Array], Array]
     new: Callable[[], tuple[Array, Array, Array]]
     loop: Callable[..., Any]
@@ -98,10 +100,10 @@ class Program:
 
 def attend_by_dot(program: Program) -> None:
     """All query heads of the group as the rows of one product."""
-    heads, target = program.heads, program.target
-    group = jnp.arange(max(SMALLEST, _power_of_two(heads.group)), dtype=jnp.int32)
+    target = program.target
+    rows = jnp.arange(max(SMALLEST, _power_of_two(program.n_heads)), dtype=jnp.int32)
     # Rows of padding repeat the last head, so that they stay finite.
-    head = program.kv_head * heads.group + jnp.minimum(group, heads.group - 1)
+    head = jnp.minimum(program.first_head + rows, program.end_head - 1)
     slopes, sinks = program.of_heads("slopes", head), program.of_heads("sinks", head)
     slopes = None if slopes is None else slopes[:, None]
     dtype = program.inputs["k"].dtype
@@ -140,8 +142,8 @@ def attend_by_dot(program: Program) -> None:
     if sinks is not None:
         shrink = exp2(best - highest, target)
         acc, total = acc * shrink[:, None], total * shrink + exp2(sinks - highest, target)
-    real = group < heads.group
-    program.finish(program.kv_head * heads.group + group, real, acc, highest, total)
+    real = (rows < program.n_heads) & (program.first_head + rows < program.end_head)
+    program.finish(program.first_head + rows, real, acc, highest, total)
 
 
 def attend_by_lanes(program: Program, abreast: int) -> None:
@@ -152,8 +154,8 @@ def attend_by_lanes(program: Program, abreast: int) -> None:
     So nothing but a key's products is summed over lanes before the end, and no warp waits for
     another.
     """
-    heads, target = program.heads, program.target
-    index = [program.kv_head * heads.group + g for g in range(heads.group)]
+    target = program.target
+    index = [program.first_head + i for i in range(program.n_heads)]
     slopes = [program.of_heads("slopes", head) for head in index]
     queries: list[Array] = []
 

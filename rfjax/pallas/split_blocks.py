@@ -54,7 +54,7 @@ def over_blocks(
     n = turns(blocks)
     peel = peel and n_splits * block_k < capacity  # else there is one block at most
     # The block that a window begins in has keys behind it: split 0 takes it after the whole ones.
-    late = jnp.minimum(jnp.where(index == 0, 1, 0), n) if mask.size and peel else 0
+    late = jnp.minimum(1 - jnp.minimum(index, 1), n) if mask.size and peel else 0
     full = jnp.clip(turns(jax.lax.div(cached, block_k) - first_block), late, n)
     whole = full - late
 

@@ -162,14 +162,14 @@ def check(case, config, seed, positions, tolerance=1e-5):
 
 
 CONFIGS = {
-    "dot": Config(16, 1, 4, 1, True, False),
-    "dot, split": Config(16, 2, 4, 1, True, True),
-    "dot, two pages a block, a block a split": Config(32, 2, 4, 1, True, True),
-    "lanes": Config(16, 1, 1, 1, False, True),
-    "lanes, ahead": Config(8, 1, 1, 2, False, True),
-    "lanes, two pages a block": Config(32, 1, 1, 2, False, True),
-    "lanes, split": Config(8, 4, 1, 1, False, False),
-    "lanes, split, ahead": Config(16, 2, 1, 2, False, True),
+    "dot": Config(16, 1, 64, 4, 1, True, False),
+    "dot, split": Config(16, 2, 64, 4, 1, True, True),
+    "dot, two pages a block, a block a split": Config(32, 2, 64, 4, 1, True, True),
+    "lanes": Config(16, 1, 8, 1, 1, False, True),
+    "lanes, ahead": Config(8, 1, 8, 1, 2, False, True),
+    "lanes, two pages a block": Config(32, 1, 8, 1, 2, False, True),
+    "lanes, split": Config(8, 4, 8, 1, 1, False, False),
+    "lanes, split, ahead": Config(16, 2, 8, 1, 2, False, True),
 }
 
 EVERY_MASK_AND_CONFIG = pytest.mark.parametrize(
