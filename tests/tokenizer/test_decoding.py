@@ -1,9 +1,11 @@
 """Streaming: what is shown token by token is the text, and never half a character."""
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rfjax.errors import RequestError
 from rfjax.tokenizer.tokenizer import Tokenizer
 from rfjax.tokenizer.vocabulary import read_vocabulary
 
@@ -34,6 +36,18 @@ def test_streaming_agrees_with_decoding_the_whole(tokenizers, data, kind, skip, 
     stream = tokenizer.stream(**options)
     shown = "".join(stream.push(id_) for id_ in ids) + stream.flush()
     assert shown == tokenizer.decode(ids, **options)
+    at = data.draw(st.integers(0, len(ids)))
+    stream = tokenizer.stream(**options)
+    assert stream.push(ids[:at]) + stream.push(ids[at:]) + stream.flush() == shown
+    assert tokenizer.decode(np.array(ids, np.int64), **options) == shown  # one by one
+
+
+def test_what_is_no_token_is_refused_among_tokens_decoded_before(tokenizers):
+    tokenizer = tokenizers["bpe"]
+    tokenizer.decode([0, 1, 2])
+    for ids in ([1, True], [1, 2.0], [-1, 1], [1, tokenizer.vocab_size]):
+        with pytest.raises(RequestError, match="token id"):
+            tokenizer.stream().push(ids)
 
 
 def test_a_character_is_shown_when_it_is_whole(tokenizers):
