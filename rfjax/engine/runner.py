@@ -29,7 +29,8 @@ from rfjax.io.memory import (
 )
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params
-from rfjax.ops.sampling import SamplingState
+from rfjax.ops.penalties import IN_PROMPT
+from rfjax.ops.sampling import greedy
 from rfjax.quant.qtensor import has_packed, packed_leaves
 from rfjax.sharding import batch_sharding
 
@@ -133,14 +134,14 @@ class Runner:
         lengths = np.ones(batch, np.int32)
         limits = np.ones(batch, np.int32)
         stop_ids = np.full((batch, n_stop), -1, np.int32)
-        seen = np.zeros((batch, config.vocab_size), bool)
+        counts = np.zeros((batch, config.vocab_size), np.int32)
         for row, request in enumerate(requests):
             n = len(request.token_ids)
             tokens[row, :n] = request.token_ids
             lengths[row] = n
             limits[row] = request.limit
             stop_ids[row, : len(request.stop_ids)] = request.stop_ids
-            seen[row, list(request.token_ids)] = True
+            counts[row, list(request.token_ids)] = IN_PROMPT
 
         def column(get: Callable[[Request], float], dtype: type) -> jax.Array:
             values = [get(request) for request in requests]
@@ -154,15 +155,16 @@ class Runner:
             limits=jnp.array(limits),
             stop_ids=jnp.array(stop_ids),
             finished=jnp.arange(batch) >= len(requests),
-            sampling=SamplingState(
+            sampling=dataclasses.replace(
+                greedy(batch, config.vocab_size),
                 temperature=column(lambda r: r.params.temperature, np.float32),
                 top_k=column(lambda r: max(0, r.params.top_k), np.int32),
                 top_p=column(lambda r: r.params.top_p, np.float32),
                 min_p=column(lambda r: r.params.min_p, np.float32),
                 repetition_penalty=column(lambda r: r.params.repetition_penalty, np.float32),
                 seed=column(lambda r: r.seed, np.uint32),
-                seen=jnp.array(seen),
             ),
+            counts=jnp.array(counts),
         )
         if self._mesh is None:
             return state

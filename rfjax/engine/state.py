@@ -11,9 +11,9 @@ from rfjax.models.attention_inputs import AttentionInputs
 from rfjax.models.config import ModelConfig
 from rfjax.models.decoder import hidden_states, project
 from rfjax.models.params import Params
-from rfjax.ops.reduce import exp_below_best, row_sum
+from rfjax.ops.penalties import counted
 from rfjax.ops.sampling import SamplingState, sample
-from rfjax.typing import Array, Float, Int
+from rfjax.typing import Array, Int
 
 
 @struct.dataclass
@@ -32,6 +32,7 @@ class DecodeState:
     stop_ids: Array  # int32 [B, n]: tokens at which to stop, padded with -1
     finished: Array  # bool [B]
     sampling: SamplingState
+    counts: Array  # int32 [B, V]: tokens of the prompt and of the output (rfjax.ops.penalties)
 
 
 def prefill(
@@ -59,17 +60,9 @@ def prefill(
     return dataclasses.replace(state, cache=cache)
 
 
-def chosen_logprobs(logits: Float[Array, "B V"], chosen: Int[Array, " B"]) -> Float[Array, " B"]:
-    """`log softmax(logits)[chosen]` of every row, f32, the same whatever rows are beside it."""
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    total = row_sum(exp_below_best(logits, best))
-    wanted = jnp.take_along_axis(logits, chosen[:, None], axis=-1)
-    return (wanted - best - jnp.log(total))[:, 0]
-
-
 def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> DecodeState:
     """One token more for every sequence that is not finished."""
-    batch = jnp.arange(state.tokens.shape[0])
+    batch = jnp.arange(state.tokens.shape[0], dtype=jnp.int32)
     last = state.lengths - 1
     inputs = AttentionInputs(
         positions=jnp.where(state.finished, -1, last)[:, None], key_lengths=state.lengths
@@ -79,23 +72,20 @@ def decode_step(params: Params, state: DecodeState, *, config: ModelConfig) -> D
     )
     assert cache is not None
     logits = project(params, hidden, config=config)
-    chosen = sample(logits, state.sampling, state.lengths)
-    logprobs = chosen_logprobs(logits, chosen)
+    sampled = sample(logits, state.sampling, state.counts, batch, state.lengths, n_top=0)
+    chosen = sampled.token_ids
 
     slot = jnp.where(state.finished, state.tokens.shape[1], state.lengths)
     lengths = state.lengths + (~state.finished).astype(jnp.int32)
     stopped = jnp.any(chosen[:, None] == state.stop_ids, axis=1) | (lengths >= state.limits)
-    sampling = dataclasses.replace(
-        state.sampling, seen=state.sampling.seen.at[batch, chosen].max(~state.finished)
-    )
     return dataclasses.replace(
         state,
         cache=cache,
         tokens=state.tokens.at[batch, slot].set(chosen, mode="drop"),
-        logprobs=state.logprobs.at[batch, slot].set(logprobs, mode="drop"),
+        logprobs=state.logprobs.at[batch, slot].set(sampled.logprobs, mode="drop"),
         lengths=lengths,
         finished=state.finished | stopped,
-        sampling=sampling,
+        counts=counted(state.counts, batch, chosen, ~state.finished),
     )
 
 
