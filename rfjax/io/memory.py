@@ -20,6 +20,7 @@ from rfjax.errors import CapacityError
 from rfjax.io.place import loading_bytes
 from rfjax.io.storage import Storage
 from rfjax.models.config import LayerConfig, ModelConfig
+from rfjax.ops.blockwise_attention import KEYS_AT_ONCE
 from rfjax.pallas.decode_attention import MAX_SPLITS
 from rfjax.pallas.prefill_attention import declines
 from rfjax.pallas.target import current_target
@@ -182,22 +183,54 @@ def workspace_bytes(
         context: keys of each.
         chunk: most tokens of a sequence in one step.
     """
-    matrix = largest_packed * jnp.dtype(config.dtype).itemsize
     rows = batch * min(chunk, context)
-    widths, heads = [], []
+    heads = max(layer.n_heads for layer in config.layers)
+    query = batch * heads * context
+    scores = 2 * 4 * min(rows * heads * context, max(_MAX_SCORES, 16 * query))
+    if _attention_runs_by_kernels(config):
+        scores = _parts_bytes(config, batch)
+    return _dense_bytes(config, largest_packed, rows) + scores + _logits_bytes(config, batch)
+
+
+def step_bytes(
+    config: ModelConfig, largest_packed: int, *, tokens: int, sequences: int, keys: int
+) -> int:
+    """Bytes of a step over pages on one device, from above; counted as in `workspace_bytes`.
+
+    Args:
+        config: the model's sizes.
+        largest_packed: elements of the largest packed matrix; of a stack, one expert's.
+        tokens: of all sequences.
+        sequences: whose next token is drawn.
+        keys: most that a query sees.
+    """
+    heads = max(layer.n_heads for layer in config.layers)
+    scores = 3 * 4 * tokens * heads * min(keys, KEYS_AT_ONCE)
+    if _attention_runs_by_kernels(config):
+        scores = _parts_bytes(config, sequences)
+    logits = _logits_bytes(config, sequences)
+    return _dense_bytes(config, largest_packed, tokens) + scores + logits
+
+
+def _dense_bytes(config: ModelConfig, largest_packed: int, rows: int) -> int:
+    """A packed matrix as plain numbers, and the activations of a layer."""
+    widths = []
     for layer in config.layers:
         experts = layer.experts
         ffn = layer.ffn_dim if experts is None else 2 * experts.ffn_dim * experts.n_used
         widths.append(2 * (layer.n_heads + layer.n_kv_heads) * layer.head_dim + 3 * ffn)
-        heads.append(layer.n_heads)
     activations = 4 * rows * (4 * config.d_model + max(widths))
-    query = batch * max(heads) * context
-    scores = 2 * 4 * min(rows * max(heads) * context, max(_MAX_SCORES, 16 * query))
-    if _attention_runs_by_kernels(config):
-        size = max(layer.head_dim for layer in config.layers)
-        scores = 4 * batch * max(heads) * MAX_SPLITS * (size + 2)
-    logits = 4 * _LOGITS_COPIES * batch * config.vocab_size
-    return matrix + activations + scores + logits
+    return largest_packed * jnp.dtype(config.dtype).itemsize + activations
+
+
+def _parts_bytes(config: ModelConfig, sequences: int) -> int:
+    """The parts of attention's results that kernels combine."""
+    sizes = max(layer.n_heads * (layer.head_dim + 2) for layer in config.layers)
+    return 4 * sequences * MAX_SPLITS * sizes
+
+
+def _logits_bytes(config: ModelConfig, sequences: int) -> int:
+    return 4 * _LOGITS_COPIES * sequences * config.vocab_size
 
 
 def _attention_runs_by_kernels(config: ModelConfig) -> bool:

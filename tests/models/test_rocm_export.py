@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 from support.rocm import export_for, kernels_in
 
-from rfjax.cache.dense import DenseCache, LayerCache
-from rfjax.engine.state import DecodeState, decode_step, prefill
+from rfjax.cache.paged import init_paged_cache
+from rfjax.engine.rows import rows_of
+from rfjax.engine.steps import decode, prefill
 from rfjax.models.random_params import random_params, tensor_types
 from rfjax.models.shape import ModelShape
-from rfjax.ops.sampling import greedy
 
-BATCH, CAPACITY, LENGTH, LAYERS = 2, 256, 64, 3
+SLOTS, ROWS, CAPACITY, PAGE, LENGTH, LAYERS = 4, 2, 256, 32, 64, 3
 
 SHAPE = ModelShape(
     architecture="llama",
@@ -33,32 +33,19 @@ SHAPE = ModelShape(
 CONFIG = SHAPE.model_config("bfloat16")
 
 
-def array(*shape: int, dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
+def abstract_state():
+    """A cache, rows, counts and tables of an engine without numbers."""
+    n_pages = 1 + SLOTS * CAPACITY // PAGE
 
-
-def abstract_state() -> DecodeState:
-    """A batch's state without numbers."""
-    row = {"dtype": jnp.int32}
-    numbers = {"dtype": jnp.float32}
-    layers = tuple(
-        LayerCache(
-            k=array(BATCH, n_kv, CAPACITY, head_dim, dtype=jnp.bfloat16),
-            v=array(BATCH, n_kv, head_dim, CAPACITY, dtype=jnp.bfloat16),
+    def make():
+        cache = init_paged_cache(
+            CONFIG.kv_shapes, (0,) * LAYERS, (n_pages,), PAGE, jnp.dtype("bfloat16")
         )
-        for n_kv, head_dim in CONFIG.kv_shapes
-    )
-    return DecodeState(
-        cache=DenseCache(layers),
-        tokens=array(BATCH, CAPACITY, **row),
-        logprobs=array(BATCH, CAPACITY, **numbers),
-        lengths=array(BATCH, **row),
-        limits=array(BATCH, **row),
-        stop_ids=array(BATCH, 8, **row),
-        finished=array(BATCH, dtype=jnp.bool_),
-        sampling=jax.eval_shape(lambda: greedy(BATCH, CONFIG.vocab_size, n_bias=2, n_stop=8)),
-        counts=array(BATCH, CONFIG.vocab_size, **row),
-    )
+        rows = jax.tree.map(jnp.asarray, rows_of([], SLOTS, CONFIG.vocab_size, 8, 8))
+        counts = jnp.zeros((SLOTS, CONFIG.vocab_size), jnp.int32)
+        return cache, rows, counts, (jnp.zeros((SLOTS, CAPACITY // PAGE), jnp.int32),)
+
+    return jax.eval_shape(make)
 
 
 def abstract_params():
@@ -67,27 +54,44 @@ def abstract_params():
     return jax.eval_shape(lambda: random_params(CONFIG, types))
 
 
-def whole_decode_step(params, state):
-    return decode_step(params, state, config=CONFIG)
+def whole_decode(params, cache, rows, counts, tables):
+    return decode(
+        params,
+        cache,
+        rows,
+        counts,
+        tables,
+        jnp.arange(ROWS, dtype=jnp.int32),
+        jnp.full(ROWS, 8, jnp.int32),
+        jnp.int32(8),
+        burst=8,
+        n_top=20,
+        processors=(),
+        config=CONFIG,
+    )
 
 
-def whole_prefill(params, state):
-    return prefill(params, state, jnp.int32(0), length=LENGTH, config=CONFIG)
+def whole_prefill(params, cache, rows, counts, tables):
+    """Three pieces of prompts, of which two are of one sequence."""
+    positions = jnp.arange(3 * LENGTH, dtype=jnp.int32).reshape(3, LENGTH)
+    slots = jnp.array([0, 0, 1], jnp.int32)
+    _, cache = prefill(params, cache, tables, positions, positions, slots, config=CONFIG)
+    return cache
 
 
 # Projections that share an input are one product: Q, K and V; the output; gate and up; down.
 PRODUCTS = 4 * LAYERS + 1
-DECODE = {"pack_activations": PRODUCTS, "quantized_matvec": PRODUCTS, "decode_attention": LAYERS}
+DECODE = {"pack_activations": PRODUCTS, "quantized_matvec": PRODUCTS, "paged_decode_attention": LAYERS}
 # No logits are computed, and nothing reads what attention gives in the last layer.
-PREFILL = {"prefill_attention": LAYERS - 1}
+PREFILL = {"paged_prefill_attention": LAYERS - 1}
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx1100"])
 @pytest.mark.parametrize(
-    ("function", "expected"), [(whole_decode_step, DECODE), (whole_prefill, PREFILL)]
+    ("function", "expected"), [(whole_decode, DECODE), (whole_prefill, PREFILL)]
 )
 def test_a_step_is_exported_with_its_kernels(function, expected, arch):
-    exported = export_for(function, abstract_params(), abstract_state(), arch=arch)
+    exported = export_for(function, abstract_params(), *abstract_state(), arch=arch)
     assert exported.platforms == ("rocm",)
     # A portable artifact, which `kernels_in` reads back.
     assert exported.mlir_module_serialized

@@ -1,0 +1,360 @@
+"""Carries out the scheduler's plans on the device. See `rfjax.engine.plan` for what they ask."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rfjax.cache.paged import PagedCache, copy_pages, init_paged_cache, pages_sharding
+from rfjax.engine import steps
+from rfjax.engine.buckets import round_up_bucket, round_up_power_of_two
+from rfjax.engine.burst import Burst, Reporting
+from rfjax.engine.compiler_options import compiler_options
+from rfjax.engine.plan import DecodeRows, Opened, PageCopies, PageWrites, Plan, PrefillChunk
+from rfjax.engine.rows import rows_of, token_lists, uses_counts, widened
+from rfjax.engine.sampling_params import MAX_LOGPROBS
+from rfjax.engine.scheduler_config import SchedulerConfig
+from rfjax.models.config import ModelConfig
+from rfjax.models.layer_groups import group_of_layers, layer_groups
+from rfjax.models.params import Params
+from rfjax.ops.sampling import LogitsProcessor
+from rfjax.quant.qtensor import has_packed
+from rfjax.sharding import batch_sharding
+
+PIECE = 64
+"""Most tokens of a piece of a prompt. Pieces of all prompts are the rows of one step."""
+
+_SMALLEST_PIECE = 16
+
+_LEAST_WRITES = 32
+
+_LEAST_LISTED = 8
+"""Room for stop ids and biases of a request; it doubles when one needs more."""
+
+
+class PlanRunner:
+    """The cache and the rows of one model on its devices, and the compiled steps.
+
+    Everything that plans change is given up to the next step (donated), so that a step that fails
+    may leave nothing behind: `reset` then begins anew.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        sizes: SchedulerConfig,
+        *,
+        mesh: Mesh | None = None,
+        kv_dtype: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+    ):
+        """Allocates the cache.
+
+        Args:
+            params: the weights, spread over `mesh` if there is one.
+            config: their sizes and mechanisms.
+            sizes: what plans keep to; its groups are those of `layer_groups(config)`.
+            mesh: the devices of the weights; kv heads are spread over its axis "model".
+            kv_dtype: of keys and values, by name; None takes the config's.
+            logits_processors: see `rfjax.ops.sampling.sample`.
+        """
+        self._params = params
+        self._config = config
+        self._sizes = sizes
+        self._mesh = mesh
+        self._kv_dtype = jnp.dtype(kv_dtype or config.dtype)
+        processors = tuple(logits_processors)
+        burst = max(sizes.burst, sizes.mixed_burst)
+        self._compiled = _compiled(has_packed(params), mesh, burst, processors)
+        self._n_top = min(MAX_LOGPROBS, config.vocab_size)
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty pages and slots, whatever was under way."""
+        # Freed before the new ones are made.
+        self._cache: Any = None
+        self._rows: Any = None
+        self._counts: Any = None
+        self._tables: Any = None
+        sizes, config = self._sizes, self._config
+        self._n_stop = self._n_bias = _LEAST_LISTED
+        self._n_logprobs: dict[int, int | None] = {}
+        self._prompts: dict[int, tuple[int, ...]] = {}
+        self._cache = init_paged_cache(
+            config.kv_shapes,
+            group_of_layers(layer_groups(config)),
+            tuple(group.n_pages for group in sizes.groups),
+            sizes.page_size,
+            self._kv_dtype,
+            self._mesh,
+        )
+        width = sizes.max_pages
+        empty = rows_of([], sizes.slots, config.vocab_size, self._n_stop, self._n_bias)
+        self._rows = self._everywhere(jax.tree.map(np.asarray, empty))
+        self._counts = self._everywhere(np.zeros((sizes.slots, config.vocab_size), np.int32))
+        self._tables = self._everywhere(
+            tuple(np.zeros((sizes.slots, width), np.int32) for _ in sizes.groups)
+        )
+
+    def dispatch(self, plan: Plan) -> Burst:
+        """Start a plan behind those before it, and do not wait for it."""
+        for opened in plan.opened:
+            self._n_logprobs[opened.slot] = opened.request.params.logprobs
+            self._prompts.pop(opened.slot, None)
+            if opened.request.params.prompt_logprobs is not None:
+                self._prompts[opened.slot] = opened.token_ids
+        self._open(plan.opened)
+        self._write(plan.writes)
+        reporting = self._prefill(plan.prefill)
+        self._copy(plan.copies)
+        made = self._decode(plan.decode, plan.n_steps) if plan.decode.slots else None
+        asked = [self._n_logprobs[slot] for slot in plan.decode.slots]
+        return Burst(plan, made, asked, reporting)
+
+    def _everywhere(self, tree: Any) -> Any:
+        """Arrays on all devices."""
+        if self._mesh is None:
+            return jax.tree.map(jnp.array, tree)
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _open(self, opened: Sequence[Opened]) -> None:
+        if not opened:
+            return
+        n = round_up_power_of_two(len(opened))
+        slots = self._sizes.slots
+        at = _padded([o.slot for o in opened], n, slots)
+        self._make_room(opened)
+        new = rows_of(opened, n, self._config.vocab_size, self._n_stop, self._n_bias)
+        self._rows, self._tables = self._compiled.open_rows(self._rows, self._tables, at, new)
+        counted = [o for o in opened if uses_counts(o.request.params)]
+        if counted:
+            n = round_up_power_of_two(len(counted))
+            width = round_up_power_of_two(max(len(o.token_ids) for o in counted), _LEAST_WRITES)
+            at = _padded([o.slot for o in counted], n, slots)
+            lists = token_lists(counted, n, width)
+            self._counts = self._compiled.count_tokens(self._counts, at, *lists)
+
+    def _make_room(self, opened: Sequence[Opened]) -> None:
+        """Wider lists of stop ids and biases, where these sequences need them."""
+        n_stop = max(len(o.request.stop_ids) for o in opened)
+        n_bias = max(len(o.request.params.logit_biases) for o in opened)
+        wider = tuple(
+            round_up_power_of_two(n, least)
+            for n, least in ((n_stop, self._n_stop), (n_bias, self._n_bias))
+        )
+        if wider != (self._n_stop, self._n_bias):
+            self._n_stop, self._n_bias = wider
+            self._rows = self._everywhere(widened(self._rows, *wider))
+
+    def _write(self, writes: Sequence[PageWrites]) -> None:
+        n = round_up_power_of_two(max(len(write.slots) for write in writes), _LEAST_WRITES)
+        if not any(write.slots for write in writes):
+            return
+        slots = self._sizes.slots
+        columns = tuple(
+            (_padded(w.slots, n, slots), _padded(w.indices, n, 0), _padded(w.pages, n, 0))
+            for w in writes
+        )
+        self._tables = self._compiled.write_tables(self._tables, columns)
+
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> Reporting | None:
+        """Compute prompts; those that report their log-probabilities by a program of their own."""
+        state = self._params, self._cache, self._tables
+        silent = [chunk for chunk in chunks if chunk.prompt_logprobs is None]
+        if silent:
+            pieces = self._pieces(silent)
+            self._cache = self._compiled.prefill(*state, *pieces.arrays, config=self._config)
+        reporting = [chunk for chunk in chunks if chunk.prompt_logprobs is not None]
+        if not reporting:
+            return None
+        pieces = self._pieces(reporting)
+        following = np.zeros_like(pieces.tokens)
+        for chunk, first, n in pieces.places:
+            begin = chunk.start + 1
+            known = self._prompts[chunk.slot][begin : begin + len(chunk.token_ids)]
+            following[first : first + n].reshape(-1)[: len(known)] = known
+        self._cache, values = self._compiled.prefill_reporting(
+            self._params,
+            self._cache,
+            self._tables,
+            *pieces.arrays,
+            following,
+            n_top=self._n_top,
+            config=self._config,
+        )
+        return Reporting(pieces.places, values)
+
+    def _pieces(self, chunks: Sequence[PrefillChunk]) -> "_Pieces":
+        longest = max(len(chunk.token_ids) for chunk in chunks)
+        length = min(PIECE, round_up_power_of_two(longest, _SMALLEST_PIECE))
+        places, n = [], 0
+        for chunk in chunks:
+            n_pieces = -(-len(chunk.token_ids) // length)
+            places.append((chunk, n, n_pieces))
+            n += n_pieces
+        rows = round_up_bucket(n)
+        tokens = np.zeros((rows, length), np.int32)
+        positions = np.full((rows, length), -1, np.int32)
+        slots = np.zeros(rows, np.int32)
+        for chunk, first, n_pieces in places:
+            size, whole = len(chunk.token_ids), slice(first, first + n_pieces)
+            tokens[whole].reshape(-1)[:size] = chunk.token_ids
+            positions[whole].reshape(-1)[:size] = np.arange(chunk.start, chunk.start + size)
+            slots[whole] = chunk.slot
+        return _Pieces(tokens, positions, slots, tuple(places))
+
+    def _copy(self, copies: Sequence[PageCopies]) -> None:
+        if not any(pairs.sources for pairs in copies):
+            return
+        n = round_up_power_of_two(max(len(pairs.sources) for pairs in copies))
+        columns = tuple(
+            (_padded(pairs.sources, n, 0), _padded(pairs.targets, n, group.n_pages))
+            for pairs, group in zip(copies, self._sizes.groups, strict=True)
+        )
+        self._cache = self._compiled.copy_pages(self._cache, columns)
+
+    def _decode(self, decode: DecodeRows, n_steps: int) -> steps.Made:
+        sizes = self._sizes
+        n = min(round_up_power_of_two(len(decode.slots)), sizes.slots)
+        self._cache, self._rows, self._counts, made = self._compiled.decode(
+            self._params,
+            self._cache,
+            self._rows,
+            self._counts,
+            self._tables,
+            _padded(decode.slots, n, sizes.slots),
+            _padded(decode.steps, n, 0),
+            np.int32(n_steps),
+            n_top=self._n_top,
+            config=self._config,
+        )
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """Prompts cut into rows of one length.
+
+    Attributes:
+        tokens: int32 [B, L]; positions: int32 [B, L], -1 at padding; slots: int32 [B].
+        places: each chunk with its first row and the number of its rows.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    places: tuple[tuple[PrefillChunk, int, int], ...]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.tokens, self.positions, self.slots
+
+
+def _padded(values: Sequence[int], n: int, fill: int) -> np.ndarray:
+    return np.array([*values, *[fill] * (n - len(values))], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """The jitted steps."""
+
+    open_rows: Callable
+    count_tokens: Callable
+    write_tables: Callable
+    prefill: Callable
+    prefill_reporting: Callable
+    copy_pages: Callable
+    decode: Callable
+
+
+@functools.cache
+def _compiled(
+    packed: bool, mesh: Mesh | None, burst: int, processors: tuple[LogitsProcessor, ...]
+) -> _Compiled:
+    """Steps as functions that runners of the same kind share, and so compile once."""
+
+    def pinned(cache: PagedCache) -> PagedCache:
+        """Pages where they were, so that the next step needs no other program."""
+        if mesh is None:
+            return cache
+        layers = tuple(
+            jax.lax.with_sharding_constraint(layer, pages_sharding(mesh, layer.k.shape[1]))
+            for layer in cache.layers
+        )
+        return PagedCache(layers, cache.groups)
+
+    def everywhere(tree):
+        if mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+    def by_rows(*arrays):
+        """Rows of a step over "data"."""
+        if mesh is None:
+            return arrays
+        sharding = batch_sharding(mesh, arrays[0].shape[0])
+        return jax.lax.with_sharding_constraint(arrays, sharding)
+
+    def open_rows(rows, tables, at, new):
+        return everywhere(steps.open_rows(rows, tables, at, new))
+
+    def write_tables(tables, writes):
+        return everywhere(steps.write_tables(tables, writes))
+
+    def prefill(params, cache, tables, tokens, positions, slots, config):
+        pieces = by_rows(tokens, positions, slots)
+        _, cache = steps.prefill(params, cache, tables, *pieces, config=config)
+        return pinned(cache)
+
+    def prefill_reporting(
+        params, cache, tables, tokens, positions, slots, following, n_top, config
+    ):
+        pieces = by_rows(tokens, positions, slots)
+        hidden, cache = steps.prefill(params, cache, tables, *pieces, config=config)
+        values = steps.prompt_logprobs(params, hidden, following, n_top, config=config)
+        return pinned(cache), everywhere(values)
+
+    def copy(cache, copies):
+        return pinned(copy_pages(cache, copies))
+
+    def decode(params, cache, rows, counts, tables, slots, row_steps, n_steps, n_top, config):
+        slots, row_steps = by_rows(slots, row_steps)
+        cache, *others = steps.decode(
+            params,
+            cache,
+            rows,
+            counts,
+            tables,
+            slots,
+            row_steps,
+            n_steps,
+            burst=burst,
+            n_top=n_top,
+            processors=processors,
+            config=config,
+        )
+        return pinned(cache), *everywhere(tuple(others))
+
+    options = compiler_options(packed=packed)
+    jit = functools.partial(jax.jit, compiler_options=options)
+    return _Compiled(
+        open_rows=jit(open_rows, donate_argnames=("rows", "tables")),
+        count_tokens=jit(steps.count_tokens, donate_argnames="counts"),
+        write_tables=jit(write_tables, donate_argnames="tables"),
+        prefill=jit(prefill, donate_argnames="cache", static_argnames="config"),
+        prefill_reporting=jit(
+            prefill_reporting, donate_argnames="cache", static_argnames=("n_top", "config")
+        ),
+        copy_pages=jit(copy, donate_argnames="cache"),
+        decode=jit(
+            decode,
+            donate_argnames=("cache", "rows", "counts"),
+            static_argnames=("n_top", "config"),
+        ),
+    )
