@@ -101,16 +101,21 @@ class Metrics:
 
 def recorded(metrics: Metrics, state: SchedulerState, effects: Effects) -> Metrics:
     """The metrics after a transition of the scheduler to `state`, which had these effects."""
-    first, between, ended = [], [], []
+    first, ended = [], []
+    between: dict[tuple[float, int], int] = {}  # outputs by waiting time and number of tokens
     n_generated = 0
     for output in effects.outputs:
-        n = len(output.token_ids)
-        n_generated += n
-        if n and n == output.n_output:
-            first.append((output.waited, 1))
+        _, _, _, tokens, n_output, waited, _, finish = output
+        n = len(tokens)
+        if n == n_output and n:
+            first.append((waited, 1))
+            n_generated += n
         elif n:
-            between.append((output.waited / n, n))
-        if output.finish is not None:
+            # Nearly all sequences of a burst wait as long for as many tokens.
+            kind = (waited, n)
+            between[kind] = between.get(kind, 0) + 1
+            n_generated += n
+        if finish is not None:
             ended.append(output)
     finished = dict(metrics.finished)
     for output in ended:
@@ -128,7 +133,9 @@ def recorded(metrics: Metrics, state: SchedulerState, effects: Effects) -> Metri
         preemptions=metrics.preemptions + len(effects.preempted),
         finished=finished,
         time_to_first_token=metrics.time_to_first_token.observed(first),
-        inter_token_latency=metrics.inter_token_latency.observed(between),
+        inter_token_latency=metrics.inter_token_latency.observed(
+            (waited / n, n * times) for (waited, n), times in between.items()
+        ),
         queue_time=metrics.queue_time.observed((a.waited, 1) for a in admitted),
         request_latency=metrics.request_latency.observed((o.age, 1) for o in ended),
         prompt_length=metrics.prompt_length.observed((len(o.request.token_ids), 1) for o in ended),

@@ -5,11 +5,13 @@ its tokens together with the key of the page before it. Keys are 128-bit BLAKE2b
 contents with the same key are beyond reach by chance and by intent.
 """
 
+import functools
 import hashlib
-from array import array
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 
 _KEY_BYTES = 16
+TOKEN_BYTES = 4
 
 
 def root_key(cache_salt: str = "") -> bytes:
@@ -17,19 +19,33 @@ def root_key(cache_salt: str = "") -> bytes:
     return hashlib.blake2b(cache_salt.encode(), digest_size=_KEY_BYTES).digest()
 
 
-def page_keys(parent: bytes, token_ids: Sequence[int], page_size: int) -> tuple[bytes, ...]:
+def packed(token_ids: Sequence[int]) -> bytes:
+    """Tokens as the keys hash them, four bytes each; ids are below 2**31."""
+    return _packer(len(token_ids))(*token_ids)
+
+
+def unpacked(data: bytes) -> tuple[int, ...]:
+    """The tokens that were packed."""
+    return struct.unpack(f"<{len(data) // TOKEN_BYTES}i", data)
+
+
+def page_keys(parent: bytes, data: bytes, page_size: int) -> tuple[bytes, ...]:
     """Keys of the full pages that tokens fill; a rest that fills no page has none.
 
     Args:
         parent: key of the page before the first of these, or `root_key`.
-        token_ids: from a page's first token on, each below 2**31.
+        data: tokens from a page's first one on, packed.
         page_size: tokens of a page.
     """
-    data = array("i", token_ids).tobytes()
-    width = page_size * array("i").itemsize
-    digest = hashlib.blake2b
+    width, digest = page_size * TOKEN_BYTES, hashlib.blake2b
     keys = []
     for end in range(width, len(data) + 1, width):
         parent = digest(parent + data[end - width : end], digest_size=_KEY_BYTES).digest()
         keys.append(parent)
     return tuple(keys)
+
+
+@functools.lru_cache(maxsize=64)
+def _packer(n: int) -> Callable[..., bytes]:
+    """Packs n tokens, in the same order of bytes on every machine."""
+    return struct.Struct(f"<{n}i").pack

@@ -9,37 +9,24 @@ A page is in exactly one of these states:
   are given out again, the least recently used first, when no free ones are left.
 
 A full page can be registered under its key (`rfjax.engine.page_keys`); `find` answers with the
-page of a key, owned or idle. All functions take many pages at once, because each call copies the
-upper level of the pool (about a hundredth of its size).
+page of a key, owned or idle. All functions take many pages at once, and cost what these cost.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rfjax.engine.persistent import (
-    DictDraft,
-    ListDraft,
-    PersistentDict,
-    PersistentList,
-    make_dict,
-    make_list,
-)
+from rfjax.engine.persistent import PersistentDict, PersistentList
 
 NULL_PAGE = 0
 _RUN = 256
 
 
-class Idle(NamedTuple):
-    """An idle page's neighbours in order of use, and its key. Page 0 closes the ring."""
+class IdleRun(NamedTuple):
+    """Idle pages and their keys, the least recently used first."""
 
-    older: int
-    newer: int
-    key: bytes
-
-
-# Of an owned page: how many owners it has besides the first. Of a free page: 0.
-Record = int | Idle
+    pages: tuple[int, ...] = ()
+    keys: tuple[bytes, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +38,11 @@ class PagePool:
         unused: pages from this id on were never given out.
         free: pages given back, in runs; the last is given out first.
         n_free: how many these are.
-        n_idle: how many pages are idle.
-        records: of each page.
+        idle: runs by number; the first ones are given out first.
+        n_idle: how many pages they have.
+        next_run: no idle run has this number or a higher one.
+        records: of each page. Owned: how many owners it has besides the first. Idle: -1 - the
+            number of its run. Otherwise 0.
         index: key to page, of the registered pages.
     """
 
@@ -60,8 +50,10 @@ class PagePool:
     unused: int
     free: tuple[tuple[int, ...], ...]
     n_free: int
+    idle: Mapping[int, IdleRun]
     n_idle: int
-    records: PersistentList[Record]
+    next_run: int
+    records: PersistentList[int]
     index: PersistentDict[bytes, int]
 
     @property
@@ -77,17 +69,16 @@ class PagePool:
 
 def make_pool(n_pages: int) -> PagePool:
     """A pool of which all pages but the null page are free."""
-    records: PersistentList[Record] = make_list(n_pages, 0)
-    draft = ListDraft(records)
-    draft[NULL_PAGE] = Idle(NULL_PAGE, NULL_PAGE, b"")
     return PagePool(
         n_pages=n_pages,
         unused=1,
         free=(),
         n_free=0,
+        idle={},
         n_idle=0,
-        records=draft.freeze(),
-        index=make_dict(n_pages),
+        next_run=0,
+        records=PersistentList([0] * n_pages),
+        index=PersistentDict({}),
     )
 
 
@@ -107,13 +98,14 @@ def allocate(pool: PagePool, n: int) -> tuple[PagePool, tuple[int, ...]]:
             rest = (run[:-wanted],)
     n_freed = len(pages)
     fresh = min(n - n_freed, pool.n_pages - pool.unused)
-    pages += range(pool.unused, pool.unused + fresh)
-    pool = dataclasses.replace(
-        pool,
-        unused=pool.unused + fresh,
-        free=pool.free[:runs] + rest,
-        n_free=pool.n_free - n_freed,
-    )
+    if n_freed or fresh:
+        pages += range(pool.unused, pool.unused + fresh)
+        pool = dataclasses.replace(
+            pool,
+            unused=pool.unused + fresh,
+            free=pool.free[:runs] + rest,
+            n_free=pool.n_free - n_freed,
+        )
     if len(pages) < n:
         pool = _evict(pool, n - len(pages), pages)
     return pool, tuple(pages)
@@ -121,29 +113,38 @@ def allocate(pool: PagePool, n: int) -> tuple[PagePool, tuple[int, ...]]:
 
 def find(pool: PagePool, key: bytes) -> int | None:
     """The page registered under a key, or None."""
-    return pool.index.get(key)
+    return pool.index.contents.get(key)
 
 
 def acquire(pool: PagePool, pages: Iterable[int]) -> PagePool:
     """Give found pages one more owner."""
-    records, n_idle = ListDraft(pool.records), pool.n_idle
+    records, changes = pool.records.contents, {}
+    revived: dict[int, set[int]] = {}
     for page in pages:
-        record = records[page]
-        if isinstance(record, Idle):
-            _unlink(records, record)
-            records[page] = 0
-            n_idle -= 1
+        record = changes.get(page, records[page])
+        changes[page] = max(0, record + 1)
+        if record < 0:
+            revived.setdefault(-1 - record, set()).add(page)
+    idle = dict(pool.idle)
+    for number, gone in revived.items():
+        left = [item for item in zip(*idle[number], strict=True) if item[0] not in gone]
+        if left:
+            idle[number] = IdleRun(*zip(*left, strict=True))
         else:
-            records[page] = record + 1
-    return dataclasses.replace(pool, records=records.freeze(), n_idle=n_idle)
+            del idle[number]
+    n_idle = pool.n_idle - sum(map(len, revived.values()))
+    records = pool.records.replaced(changes)
+    return dataclasses.replace(pool, records=records, idle=idle, n_idle=n_idle)
 
 
 def register(pool: PagePool, pages: Iterable[tuple[bytes, int]]) -> PagePool:
     """Make owned, full pages known by their keys. Of two pages of a key, the first stays known."""
-    index: DictDraft[bytes, int] = DictDraft(pool.index)
+    known = pool.index.contents
+    new: dict[bytes, int] = {}
     for key, page in pages:
-        index.add(key, page)
-    return dataclasses.replace(pool, index=index.freeze())
+        if key not in known:
+            new.setdefault(key, page)
+    return dataclasses.replace(pool, index=pool.index.added(new))
 
 
 def release(pool: PagePool, pages: Iterable[tuple[int, bytes | None]]) -> PagePool:
@@ -154,77 +155,83 @@ def release(pool: PagePool, pages: Iterable[tuple[int, bytes | None]]) -> PagePo
         pages: page and key, None for one that was not registered. Of those that become idle, the
             first is the first to be given out again: give a sequence's last pages first.
     """
-    records = ListDraft(pool.records)
+    records, known = pool.records.contents, pool.index.contents
+    changes: dict[int, int] = {}
     freed: list[int] = []
-    kept: list[tuple[int, bytes]] = []
+    kept: list[int] = []
+    keys: list[bytes] = []
     for page, key in pages:
-        record = records[page]
-        assert not isinstance(record, Idle)
-        if record:
-            records[page] = record - 1
-        elif key is not None and pool.index.get(key) == page:
-            kept.append((page, key))
+        others = records[page]
+        if others:
+            others = changes.get(page, others)
+        assert others >= 0
+        if others:
+            changes[page] = others - 1
+        elif key is not None and known.get(key) == page:
+            kept.append(page)
+            keys.append(key)
         else:
             freed.append(page)
+    idle, next_run = pool.idle, pool.next_run
     if kept:
-        _append(records, kept)
+        idle, numbers = _appended(pool, kept, keys)
+        next_run = numbers[-1] + 1
+        changes.update((page, -1 - number) for page, number in zip(kept, numbers, strict=True))
     return dataclasses.replace(
         pool,
         free=_pushed(pool.free, freed),
         n_free=pool.n_free + len(freed),
-        records=records.freeze(),
+        records=pool.records.replaced(changes),
+        idle=idle,
         n_idle=pool.n_idle + len(kept),
+        next_run=next_run,
     )
 
 
-def _append(records: ListDraft[Record], pages: Sequence[tuple[int, bytes]]) -> None:
-    """Make pages idle, the last the most recently used."""
-    ring = records[NULL_PAGE]
-    assert isinstance(ring, Idle)
-    older = ring.older
-    _relink(records, older, newer=pages[0][0])
-    for at, (page, key) in enumerate(pages, start=1):
-        newer = pages[at][0] if at < len(pages) else NULL_PAGE
-        records[page] = Idle(older, newer, key)
-        older = page
-    _relink(records, NULL_PAGE, older=older)
+def _appended(
+    pool: PagePool, pages: Sequence[int], keys: Sequence[bytes]
+) -> tuple[dict[int, IdleRun], list[int]]:
+    """The idle runs with further pages, the last the most recently used; the run of each of these.
+
+    No run is long, and only the last and those that lost pages may be short.
+    """
+    idle = dict(pool.idle)
+    numbers: list[int] = []
+    number = max(0, pool.next_run - 1)
+    while len(numbers) < len(pages):
+        run = idle.get(number, IdleRun())
+        start = len(numbers)
+        end = start + max(0, _RUN - len(run.pages))
+        if end > start:
+            joined = run.pages + tuple(pages[start:end]), run.keys + tuple(keys[start:end])
+            idle[number] = IdleRun(*joined)
+            numbers += [number] * len(pages[start:end])
+        number += 1
+    return idle, numbers
 
 
 def _evict(pool: PagePool, n: int, pages: list[int]) -> PagePool:
     """Append the n least recently used idle pages to `pages`."""
-    records = ListDraft(pool.records)
-    index: DictDraft[bytes, int] = DictDraft(pool.index)
-    ring = records[NULL_PAGE]
-    assert isinstance(ring, Idle)
-    page = ring.newer
-    for _ in range(n):
-        record = records[page]
-        assert isinstance(record, Idle)
-        records[page] = 0
-        del index[record.key]
-        pages.append(page)
-        page = record.newer
-    _relink(records, NULL_PAGE, newer=page)
-    _relink(records, page, older=NULL_PAGE)
+    idle = dict(pool.idle)
+    evicted: list[int] = []
+    keys: list[bytes] = []
+    for number, run in pool.idle.items():
+        wanted = n - len(evicted)
+        evicted += run.pages[:wanted]
+        keys += run.keys[:wanted]
+        if wanted < len(run.pages):
+            idle[number] = IdleRun(run.pages[wanted:], run.keys[wanted:])
+            break
+        del idle[number]
+        if wanted == len(run.pages):
+            break
+    pages += evicted
     return dataclasses.replace(
-        pool, n_idle=pool.n_idle - n, records=records.freeze(), index=index.freeze()
-    )
-
-
-def _unlink(records: ListDraft[Record], record: Idle) -> None:
-    _relink(records, record.older, newer=record.newer)
-    _relink(records, record.newer, older=record.older)
-
-
-def _relink(
-    records: ListDraft[Record], page: int, older: int | None = None, newer: int | None = None
-) -> None:
-    record = records[page]
-    assert isinstance(record, Idle)
-    records[page] = Idle(
-        record.older if older is None else older,
-        record.newer if newer is None else newer,
-        record.key,
+        pool,
+        idle=idle,
+        n_idle=pool.n_idle - n,
+        records=pool.records.replaced(dict.fromkeys(evicted, 0)),
+        index=pool.index.without(keys),
     )
 
 

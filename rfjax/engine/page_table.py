@@ -43,7 +43,8 @@ class CacheGroup:
         """How many of the first pages no query at `position` or later looks at."""
         if self.window is None:
             return 0
-        return max(0, position - self.window + 1) // page_size
+        n_tokens = position - self.window + 1
+        return n_tokens // page_size if n_tokens > 0 else 0
 
     def most_pages(self, n_tokens: int, step: int, page_size: int) -> int:
         """Most pages that a sequence of `n_tokens` owns at a time, advancing by up to `step`."""
@@ -76,11 +77,11 @@ class PageTable(NamedTuple):
             keys: of the sequence's first pages.
             end: number of the page at which to stop; None takes all pages.
         """
-        end = self.end if end is None else end
+        dead, pages = self
+        end = dead + len(pages) if end is None else end
         known = len(keys)
         return [
-            (self.pages[j - self.dead], keys[j] if j < known else None)
-            for j in range(end - 1, self.dead - 1, -1)
+            (pages[j - dead], keys[j] if j < known else None) for j in range(end - 1, dead - 1, -1)
         ]
 
 

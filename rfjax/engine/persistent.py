@@ -1,102 +1,112 @@
-"""Containers whose old values stay valid, and in which a batch of changes is cheap. No JAX.
+"""Containers whose old values stay valid, and in which a batch of changes costs what it changes.
 
-Both are two levels of chunks. A batch copies the upper level and the chunks that it touches, once
-each; everything else is shared with the old value. (Clojure calls the writable copy a transient.)
+The newest version of a container holds the contents, and a batch changes these in place; the
+version before it then knows how to undo the batch. Reading an older version copies the contents
+and undoes what came since, once: dear, and rare, because the scheduler goes on from its newest
+state unless somebody replays. (Baker's versioned arrays, without the way back.)
+
+Undoing can be repeated, and is in place before anything changes, so an interrupt at any
+instruction leaves every version that somebody has as it was. Two threads must not work on versions
+of one container at a time. Who keeps an old version keeps all undoing since. No JAX.
 """
 
-import dataclasses
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-_SHIFT = 7
-_CHUNK = 1 << _SHIFT
-_MASK = _CHUNK - 1
-_PER_BUCKET = 32
+_ABSENT: Any = object()
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Older:
+    """What a version is that is not the newest: the next one, and what this one had instead."""
+
+    __slots__ = ("newer", "undo")
+
+    def __init__(self, newer: "PersistentList | PersistentDict", undo: Mapping):
+        self.newer = newer
+        self.undo = undo
+
+
 class PersistentList(Generic[T]):
-    """A list of fixed length. The chunks are lists for speed, and nothing changes them."""
+    """A list of fixed length."""
 
-    chunks: tuple[list[T], ...]
+    __slots__ = ("_place",)
 
-    def __getitem__(self, index: int) -> T:
-        return self.chunks[index >> _SHIFT][index & _MASK]
+    def __init__(self, contents: list[T]):
+        """A list of its own; the caller gives `contents` away."""
+        self._place: list[T] | _Older = contents
 
+    @property
+    def contents(self) -> list[T]:
+        """The values: to be read at once, and not to be changed."""
+        place = self._place
+        return _rebuilt(self) if isinstance(place, _Older) else place
 
-def make_list(length: int, value: T) -> PersistentList[T]:
-    """`length` times `value`, rounded up to whole chunks; all share one chunk until changed."""
-    return PersistentList(([value] * _CHUNK,) * -(-length // _CHUNK))
-
-
-class ListDraft(Generic[T]):
-    """A writable copy of a `PersistentList`; `freeze` ends its life."""
-
-    __slots__ = ("_chunks", "_owned")
-
-    def __init__(self, base: PersistentList[T]):
-        self._chunks = list(base.chunks)
-        self._owned: set[int] = set()
-
-    def __getitem__(self, index: int) -> T:
-        return self._chunks[index >> _SHIFT][index & _MASK]
-
-    def __setitem__(self, index: int, value: T) -> None:
-        number = index >> _SHIFT
-        if number not in self._owned:
-            self._owned.add(number)
-            self._chunks[number] = self._chunks[number].copy()
-        self._chunks[number][index & _MASK] = value
-
-    def freeze(self) -> PersistentList[T]:
-        """The changed list; the draft is not to be used again."""
-        return PersistentList(tuple(self._chunks))
+    def replaced(self, changes: Mapping[int, T]) -> "PersistentList[T]":
+        """The list with other values at some places."""
+        if not changes:
+            return self
+        contents = self.contents
+        new = PersistentList(contents)
+        self._place = _Older(new, {at: contents[at] for at in changes})
+        for at, value in changes.items():
+            contents[at] = value
+        return new
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PersistentDict(Generic[K, T]):
-    """A dictionary in a fixed number of buckets, which nothing changes."""
+    """A dictionary."""
 
-    buckets: tuple[dict[K, T], ...]
+    __slots__ = ("_place",)
 
-    def get(self, key: K) -> T | None:
-        """The value of a key, or None."""
-        return self.buckets[hash(key) & (len(self.buckets) - 1)].get(key)
+    def __init__(self, contents: dict[K, T]):
+        """A dictionary of its own; the caller gives `contents` away."""
+        self._place: dict[K, T] | _Older = contents
+
+    @property
+    def contents(self) -> dict[K, T]:
+        """The items: to be read at once, and not to be changed."""
+        place = self._place
+        return _rebuilt(self) if isinstance(place, _Older) else place
+
+    def added(self, items: Mapping[K, T]) -> "PersistentDict[K, T]":
+        """The dictionary with further keys, which must be new."""
+        if not items:
+            return self
+        contents = self.contents
+        new = PersistentDict(contents)
+        self._place = _Older(new, dict.fromkeys(items, _ABSENT))
+        contents.update(items)
+        return new
+
+    def without(self, keys: Iterable[K]) -> "PersistentDict[K, T]":
+        """The dictionary without some of its keys."""
+        contents = self.contents
+        undo = {key: contents[key] for key in keys}
+        if not undo:
+            return self
+        new = PersistentDict(contents)
+        self._place = _Older(new, undo)
+        for key in undo:
+            del contents[key]
+        return new
 
 
-def make_dict(expected: int) -> PersistentDict:
-    """An empty dictionary, with buckets for as many keys as are expected at most."""
-    empty: dict = {}
-    return PersistentDict((empty,) * (1 << max(0, expected // _PER_BUCKET).bit_length()))
-
-
-class DictDraft(Generic[K, T]):
-    """A writable copy of a `PersistentDict`; `freeze` ends its life."""
-
-    __slots__ = ("_buckets", "_mask", "_owned")
-
-    def __init__(self, base: PersistentDict[K, T]):
-        self._buckets = list(base.buckets)
-        self._mask = len(self._buckets) - 1
-        self._owned: set[int] = set()
-
-    def add(self, key: K, value: T) -> None:
-        """Set the value of a key that has none; one that there is stays."""
-        self._bucket(key).setdefault(key, value)
-
-    def __delitem__(self, key: K) -> None:
-        del self._bucket(key)[key]
-
-    def freeze(self) -> PersistentDict[K, T]:
-        """The changed dictionary; the draft is not to be used again."""
-        return PersistentDict(tuple(self._buckets))
-
-    def _bucket(self, key: K) -> dict[K, T]:
-        number = hash(key) & self._mask
-        if number not in self._owned:
-            self._owned.add(number)
-            self._buckets[number] = self._buckets[number].copy()
-        return self._buckets[number]
+def _rebuilt(version: Any) -> Any:
+    """Contents of a version that is not the newest, which it has for itself from now on."""
+    batches = []
+    at = version
+    while isinstance(at._place, _Older):
+        batches.append(at._place.undo)
+        at = at._place.newer
+    contents: Any = at._place.copy()
+    for undo in reversed(batches):
+        for key, value in undo.items():
+            if value is _ABSENT:
+                contents.pop(key, None)
+            else:
+                contents[key] = value
+    version._place = contents
+    return contents

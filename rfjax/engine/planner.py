@@ -19,6 +19,7 @@ from rfjax.engine.sequence import (
     Prefilling,
     Running,
     Waiting,
+    new,
     token_ids,
 )
 
@@ -79,17 +80,25 @@ class Planner:
         for index, group in enumerate(self._config.groups):
             if group.window is None:
                 continue
+            released: list[tuple[int, bytes | None]] = []
             for _, number in draft.active:
                 live = draft.live[number]
                 assert isinstance(live, (Prefilling, Running))
+                sequence, history, slot, tables, place = live
+                table = tables[index]
                 # What is under way may be broken off early: only what is known is certain.
-                position = live.done if isinstance(live, Prefilling) else live.history.length - 1
-                dead, table = group.n_dead(position, size), live.tables[index]
-                if dead > table.dead:
-                    draft.let_go(index, table.keyed(live.history.keys, dead))
-                    table = PageTable(dead, table.pages[dead - table.dead :])
-                    tables = (*live.tables[:index], table, *live.tables[index + 1 :])
-                    draft.live[number] = live._replace(tables=tables)
+                position = history.length - 1 if type(live) is Running else place
+                dead = group.n_dead(position, size)
+                n_more = dead - table.dead
+                if n_more <= 0:
+                    continue
+                if len(history.keys) < dead and history.tail and isinstance(live, Running):
+                    history = draft.name(live).history
+                released += table.keyed(history.keys, dead)
+                table = new(PageTable, (dead, table.pages[n_more:]))
+                tables = (*tables[:index], table, *tables[index + 1 :])
+                draft.live[number] = new(type(live), (sequence, history, slot, tables, place))
+            draft.let_go(index, released)
         draft.settle()
 
     def _has_prompts(self) -> bool:
@@ -129,12 +138,16 @@ class Planner:
         prompts = []
         for _, number in self._draft.active:
             live = live_of[number]
-            if isinstance(live, Running):
-                dispatched = live.dispatched
-                steps = min(n_steps, live.sequence.request.limit - dispatched)
+            if type(live) is Running:
+                sequence, _, _, tables, dispatched = live
+                steps = sequence.limit - dispatched
                 if steps > 0:
-                    pages = -(-(dispatched - 1 + steps) // size) - live.tables[0].end
-                    pages = max(0, pages)
+                    if steps > n_steps:
+                        steps = n_steps
+                    dead, owned = tables[0]
+                    pages = -(-(dispatched - 1 + steps) // size) - dead - len(owned)
+                    if pages <= 0:
+                        pages = 0
                     total += pages
                     wishes.append((live, 0, steps, pages))
             else:
@@ -152,7 +165,7 @@ class Planner:
         return wishes, total
 
     def _prompt_wish(self, live: Prefilling, budget: int) -> Wish:
-        length, limit = live.history.length, live.sequence.request.limit
+        length, limit = live.history.length, live.sequence.limit
         chunk = min(self._config.prefill_chunk, length - 1 - live.done, budget)
         end = live.done + chunk
         steps = 0
@@ -168,13 +181,17 @@ class Planner:
         columns = [self._extended(group, wishes, total) for group in range(len(self._writes))]
         completed = []
         for (live, chunk, steps, _), tables in zip(wishes, zip(*columns, strict=True), strict=True):
-            self._budget -= chunk + (steps > 0)
-            if isinstance(live, Running):
+            if type(live) is Running:
                 sequence, history, slot, _, dispatched = live
                 number = sequence.id
-                live_of[number] = Running(sequence, history, slot, tables, dispatched + steps)
+                fields = (sequence, history, slot, tables, dispatched + steps)
+                live_of[number] = new(Running, fields)
                 rows.append((slot, number, steps))
-            elif self._advance(live, tables, chunk, steps):
+                self._budget -= 1
+                continue
+            assert isinstance(live, Prefilling)
+            self._budget -= chunk + (steps > 0)
+            if self._advance(live, tables, chunk, steps):
                 completed.append(live)
         for live in completed:
             self._fork(live)
@@ -187,13 +204,14 @@ class Planner:
         tables = []
         at = 0
         for live, _, _, n in wishes:
-            table = live.tables[group]
+            _, _, slot, table, _ = live
+            table = table[group]
             if n:
                 dead, owned = table
                 start = dead + len(owned)
-                slots += [live.slot] * n
+                slots += (slot,) * n
                 indices += range(start, start + n)
-                table = PageTable(dead, owned + pages[at : at + n])
+                table = new(PageTable, (dead, owned + pages[at : at + n]))
                 at += n
             tables.append(table)
         return tables
@@ -322,7 +340,7 @@ class Planner:
         """
         config, history = self._config, head.history
         size, length = config.page_size, history.length
-        keys = () if _reports_prompt(head) else history.keys[: (length - 1) // size]
+        keys = () if _reports_prompt(head) else history.keys
         found = share_prefix(config.groups, self._draft.pools, keys, size)
         steps = min(self._n_steps, head.sequence.request.limit - length)
         rest = -(-(length - 1 + steps) // size) - found[0]

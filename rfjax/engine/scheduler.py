@@ -22,19 +22,22 @@ from rfjax.engine.finish import (
     LengthReached,
     StopToken,
 )
-from rfjax.engine.page_pool import make_pool, register
+from rfjax.engine.page_pool import make_pool
 from rfjax.engine.planner import Planner
 from rfjax.engine.request import Request
 from rfjax.engine.scheduler_state import Draft, SchedulerState
 from rfjax.engine.sequence import (
+    TAIL,
     AwaitingFork,
-    Live,
     Preempted,
     Prefilling,
     Running,
     Sequence,
     begin,
     continued,
+    named,
+    new,
+    samples,
 )
 from rfjax.errors import CapacityError, RequestError
 
@@ -71,8 +74,8 @@ class Received:
     """The results of a burst.
 
     `rows[i]` holds the tokens that row i of `plan.decode` made: as many as its `steps`, fewer if
-    it ended, or if the runner broke the burst off (for all rows or for some). Results of a burst
-    that is not under way are dropped.
+    it ended (with the last of these), or if the runner broke the burst off (for all rows or for
+    some). Results of a burst that is not under way are dropped.
     """
 
     burst: int
@@ -151,17 +154,12 @@ def _check(state: SchedulerState, request: Request) -> None:
 
 def _submit(draft: Draft, request: Request) -> None:
     config = draft.config
-    stops = frozenset(request.stop_ids)
-    history = begin(request, config.page_size, config.prefix_caching)
-    first = draft.next_sequence
-    numbers = range(first, first + request.params.n)
-    for index, number in enumerate(numbers):
-        sequence = Sequence(number, request, index, stops)
-        if index == 0:
-            draft.wait(sequence, history)
-        else:
-            draft.live[number] = AwaitingFork(sequence, history, first)
-    draft.requests[request.id] = tuple(numbers)
+    first, *others = samples(request, draft.next_sequence)
+    history = begin(first, config.page_size, config.prefix_caching)
+    draft.wait(first, history)
+    for sequence in others:
+        draft.live[sequence.id] = AwaitingFork(sequence, history, first.id)
+    draft.requests[request.id] = (first.id, *(sequence.id for sequence in others))
     draft.next_sequence += request.params.n
     draft.n_queued += 1
     if request.deadline is not None:
@@ -186,53 +184,43 @@ def _receive(draft: Draft, burst: int, rows: Many[Many[int]], now: float) -> Non
     if flight is None:
         return
     draft.in_flight = tuple(other for other in draft.in_flight if other is not flight)
-    size = draft.config.page_size
-    hashed = size if draft.config.prefix_caching else None
-    full: list[list[tuple[bytes, int]]] = [[] for _ in draft.pools]
+    size, caching = draft.config.page_size, draft.config.prefix_caching
     ended = []
+    live_of = draft.live
     for number, steps, row in zip(flight.sequences, flight.steps, rows, strict=True):
-        live = draft.live.get(number)
+        live = live_of.get(number)
         if not isinstance(live, (Running, Preempted)):
             continue
-        dispatched = live.dispatched - steps + len(row)
-        if not row:
-            draft.live[number] = live._replace(dispatched=dispatched)
-            continue
-        tokens, finish = _cut(live, tuple(row))
-        draft.emit(live, tokens, now, finish)
-        if finish is not None:
-            ended.append(number)
-        history = continued(live.history, live.sequence.request, tokens, now, hashed)
+        sequence, history = live[0], live[1]
+        dispatched = live.dispatched + len(row) - steps
+        if row:
+            tokens = tuple(row)
+            finish = None
+            if history.length + len(tokens) >= sequence.limit or tokens[-1] in sequence.stops:
+                finish = _finish(sequence, history.length + len(tokens), tokens[-1])
+            if finish is not None:
+                ended.append(number)
+            draft.emit(sequence, history, tokens, now, finish)
+            history = continued(history, tokens, now, prefix_caching=caching)
         if isinstance(live, Preempted):
-            draft.live[number] = Preempted(live.sequence, history, dispatched)
+            history = named(sequence, history, size)
+            live_of[number] = Preempted(sequence, history, dispatched)
             continue
-        draft.live[number] = Running(live.sequence, history, live.slot, live.tables, dispatched)
-        before, after = (live.history.length - 1) // size, (history.length - 1) // size
-        if after > before and hashed:
-            for pages, table in zip(full, live.tables, strict=True):
-                for j in range(max(before, table.dead), after):
-                    pages.append((history.keys[j], table.pages[j - table.dead]))
-    for group, pages in enumerate(full):
-        if pages:
-            draft.pools[group] = register(draft.pools[group], pages)
+        _, _, slot, tables, _ = live
+        live_of[number] = live = new(Running, (sequence, history, slot, tables, dispatched))
+        if len(history.tail) >= TAIL:
+            draft.name(live)
     for number in ended:
-        draft.close(draft.live[number])
+        draft.close(live_of[number])
 
 
-def _cut(live: Live, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
-    """The tokens up to the sequence's end, and the end if it is among them."""
-    sequence, history = live.sequence, live.history
-    request = sequence.request
-    room = request.limit - history.length
-    if not sequence.stops.isdisjoint(tokens):
-        n_before = history.length - len(request.token_ids)
-        first = max(0, request.params.min_tokens - n_before)
-        for at in range(first, min(room, len(tokens))):
-            if tokens[at] in sequence.stops:
-                return tokens[: at + 1], StopToken(tokens[at])
-    if len(tokens) >= room:
-        return tokens[:room], LengthReached()
-    return tokens, None
+def _finish(sequence: Sequence, length: int, last: int) -> Finish | None:
+    """Whether a sequence ends with its last token, and why."""
+    if last in sequence.stops:
+        request = sequence.request
+        if length - len(request.token_ids) > request.params.min_tokens:
+            return StopToken(last)
+    return LengthReached() if length >= sequence.limit else None
 
 
 def _forget(draft: Draft) -> None:

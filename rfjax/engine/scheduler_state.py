@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from rfjax.engine.effects import Admission, Effects, Output
 from rfjax.engine.finish import Finish
-from rfjax.engine.page_pool import PagePool, make_pool, release
+from rfjax.engine.page_pool import PagePool, make_pool, register, release
 from rfjax.engine.plan import Plan
 from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.engine.sequence import (
@@ -26,6 +26,8 @@ from rfjax.engine.sequence import (
     Running,
     Sequence,
     Waiting,
+    named,
+    new,
 )
 
 
@@ -113,6 +115,7 @@ class Draft:
         self.outputs: list[Output] = []
         self.admissions: list[Admission] = []
         self.preempted: list[int] = []
+        self._named: list[list[tuple[bytes, int]]] = [[] for _ in self.pools]
         self._released: list[list[tuple[int, bytes | None]]] = [[] for _ in self.pools]
 
     def freeze(self, plan: Plan | None = None) -> tuple[SchedulerState, Effects]:
@@ -141,7 +144,11 @@ class Draft:
         return state, effects
 
     def settle(self) -> None:
-        """Give back the pages that were let go, all at once."""
+        """Register the pages that got keys and give back those that were let go, all at once."""
+        for group, named_pages in enumerate(self._named):
+            if named_pages:
+                self.pools[group] = register(self.pools[group], named_pages)
+                self._named[group] = []
         for group, pages in enumerate(self._released):
             if pages:
                 self.pools[group] = release(self.pools[group], pages)
@@ -153,7 +160,7 @@ class Draft:
 
     def end(self, live: Live, finish: Finish, now: float) -> None:
         """A sequence is over from without: its last output, and `close`."""
-        self.emit(live, (), now, finish)
+        self.emit(live.sequence, live.history, (), now, finish)
         self.close(live)
 
     def close(self, live: Live) -> None:
@@ -173,19 +180,18 @@ class Draft:
 
     def emit(
         self,
-        live: Live,
+        sequence: Sequence,
+        history: History,
         tokens: tuple[int, ...],
         now: float,
         finish: Finish | None = None,
     ) -> None:
         """Show tokens that are new since the sequence's history, its end, or both."""
-        sequence, history = live.sequence, live.history
         request = sequence.request
         n_output = history.length - len(request.token_ids) + len(tokens)
         waited, age = now - history.time, now - request.arrival
-        self.outputs.append(
-            Output(sequence.id, request, sequence.index, tokens, n_output, waited, age, finish)
-        )
+        shown = (sequence.id, request, sequence.index, tokens, n_output, waited, age, finish)
+        self.outputs.append(new(Output, shown))
 
     def open(self, sequence: Sequence) -> int:
         """Take the first free slot for a sequence."""
@@ -205,11 +211,11 @@ class Draft:
             live: the sequence.
             forget: the bursts under way are lost, and so is what they would have brought.
         """
-        self._vacate(live)
-        dispatched = live.history.length
+        history = self._vacate(live)
+        dispatched = history.length
         if isinstance(live, Running) and not forget:
             dispatched = live.dispatched
-        self.live[live.sequence.id] = Preempted(live.sequence, live.history, dispatched)
+        self.live[live.sequence.id] = Preempted(live.sequence, history, dispatched)
         bisect.insort(self.queue, live.sequence.rank)
         self.preempted.append(live.sequence.id)
 
@@ -218,11 +224,26 @@ class Draft:
         self.live[sequence.id] = Waiting(sequence, history)
         bisect.insort(self.queue, sequence.rank)
 
-    def _vacate(self, live: Active) -> None:
+    def name(self, live: Running) -> Running:
+        """Make the pages of a sequence known that wait for it."""
+        sequence, before, slot, tables, dispatched = live
+        history = named(sequence, before, self.config.page_size)
+        keys = history.keys
+        for pages, (dead, owned) in zip(self._named, tables, strict=True):
+            first = max(len(before.keys), dead)
+            pages += zip(keys[first:], owned[first - dead : len(keys) - dead], strict=True)
+        self.live[sequence.id] = live = Running(sequence, history, slot, tables, dispatched)
+        return live
+
+    def _vacate(self, live: Active) -> History:
+        """Take a sequence's slot and pages; its history with all keys."""
+        if isinstance(live, Running):
+            live = self.name(live)
         remove(self.active, live.sequence.rank)
         bisect.insort(self.free_slots, live.slot)
         for group, table in enumerate(live.tables):
             self.let_go(group, table.keyed(live.history.keys))
+        return live.history
 
     def _orphan(self, siblings: tuple[int, ...], leader: int) -> None:
         for number in siblings:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from rfjax.engine.page_keys import page_keys, root_key
+from rfjax.engine.page_keys import packed, page_keys, root_key, unpacked
 from rfjax.engine.page_pool import allocate, make_pool, register, release
 from rfjax.engine.page_table import CacheGroup, PageTable, fork, share_prefix
 from rfjax.errors import ConfigError
 
-KEYS = page_keys(root_key(), range(24), 4)
+KEYS = page_keys(root_key(), packed(range(24)), 4)
 
 
 def cached(pool, keys):
@@ -19,11 +19,18 @@ def cached(pool, keys):
 
 def test_a_key_depends_on_all_tokens_before_and_on_the_salt():
     assert len(KEYS) == 6
-    assert page_keys(root_key(), range(23), 4) == KEYS[:5]
-    assert page_keys(KEYS[1], range(8, 24), 4) == KEYS[2:]
-    other = page_keys(root_key(), [9, *range(1, 24)], 4)
-    salted = page_keys(root_key("salt"), range(24), 4)
+    assert page_keys(root_key(), packed(range(23)), 4) == KEYS[:5]
+    assert page_keys(KEYS[1], packed(range(8, 24)), 4) == KEYS[2:]
+    other = page_keys(root_key(), packed([9, *range(1, 24)]), 4)
+    salted = page_keys(root_key("salt"), packed(range(24)), 4)
     assert len({*KEYS, *other, *salted}) == 18
+
+
+def test_packed_tokens_are_four_bytes_each():
+    tokens = (0, 1, 2**31 - 1)
+    assert packed(tokens) == bytes.fromhex("00000000 01000000 ffffff7f")
+    assert unpacked(packed(tokens)) == tokens
+    assert unpacked(packed(())) == ()
 
 
 def test_the_longest_prefix_is_taken():

@@ -21,7 +21,7 @@ from rfjax.engine.scheduler import (
 )
 from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.engine.scheduler_state import initial_state
-from rfjax.engine.sequence import Preempted, Running
+from rfjax.engine.sequence import Preempted, Running, token_ids
 from rfjax.errors import CapacityError, ConfigError, RequestError
 
 CONFIG = SchedulerConfig(
@@ -221,6 +221,26 @@ def test_output_is_a_prefix_for_what_follows_too():
     longer = list(first.token_ids) + engine.outputs["a", 0] + [5, 6]
     engine.submit("b", longer, max_tokens=2)
     assert [a.n_cached for a in engine.send(Tick(0.0)).admissions] == [20]
+
+
+def test_a_long_output_is_known_in_part_while_it_grows():
+    config = dataclasses.replace(
+        CONFIG, groups=(CacheGroup("full", 600), CacheGroup("window", 600, window=8))
+    )
+    config = dataclasses.replace(config, max_context=1000, burst=64)
+    engine = Engine(config)
+    first = request("a", 10, max_tokens=600)
+    engine.send(Submit(dataclasses.replace(first, limit=610)))
+    engine.step()
+    while engine.state.live[0].history.length < 300:
+        engine.step()
+    history = engine.state.live[0].history
+    assert 0 < len(history.keys) < history.length // 4  # the rest waits for keys
+    output = engine.outputs["a", 0]
+    assert token_ids(first, history) == (*first.token_ids, *output)
+    tokens = (*first.token_ids, *output)[:200]
+    engine.send(Submit(dataclasses.replace(request("b", 4), token_ids=tokens, limit=210)))
+    assert [a.n_cached for a in engine.send(Tick(0.0)).admissions] == [196]
 
 
 def test_a_page_whose_last_token_is_not_computed_is_not_known():

@@ -2,7 +2,7 @@
 
 import collections
 
-from rfjax.engine.page_pool import NULL_PAGE, Idle, PagePool
+from rfjax.engine.page_pool import NULL_PAGE, PagePool
 from rfjax.engine.scheduler_state import SchedulerState
 from rfjax.engine.sequence import Prefilling, Running
 
@@ -12,24 +12,23 @@ def check_pool(pool: PagePool, owners: collections.Counter):
     assert owners[NULL_PAGE] == 0
     free = [page for run in pool.free for page in run]
     free += range(pool.unused, pool.n_pages)
-    ring = pool.records[NULL_PAGE]
-    assert isinstance(ring, Idle)
-    idle, page, before = [], ring.newer, NULL_PAGE
-    while page != NULL_PAGE:
-        record = pool.records[page]
-        assert isinstance(record, Idle)
-        assert record.older == before
-        assert pool.index.get(record.key) == page
-        idle.append(page)
-        before, page = page, record.newer
-    assert ring.older == before
+    records, index = pool.records.contents, pool.index.contents
+    idle = []
+    for number, run in pool.idle.items():
+        assert run.pages
+        assert number < pool.next_run
+        for page, key in zip(run.pages, run.keys, strict=True):
+            assert records[page] == -1 - number
+            assert index[key] == page
+        idle += run.pages
+    assert list(pool.idle) == sorted(pool.idle)
     assert len(idle) == pool.n_idle
     assert sorted([*free, *idle, *owners]) == list(range(1, pool.n_pages))
     for page, n in owners.items():
-        assert pool.records[page] == n - 1
+        assert records[page] == n - 1
     for page in free:
-        assert pool.records[page] == 0
-    known = [page for bucket in pool.index.buckets for page in bucket.values()]
+        assert records[page] == 0
+    known = index.values()
     assert len(known) == len(set(known))
     assert not set(known) & set(free)
     assert pool.n_available == len(free) + len(idle)
