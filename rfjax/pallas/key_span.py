@@ -21,16 +21,15 @@ class KeySpan:
         lowest: of each query the first key it sees; None where that is key 0 for all.
         highest: of each query the last key; less than the first where it sees none.
         begin, end: all keys that any query sees lie in `[begin, end)`.
-        first, whole, full, blocks: indices of blocks, in this order; `first` and `whole` are the
-            int 0 where `lowest` is None.
+        first, whole, full, blocks: indices of blocks, in this order.
     """
 
     lowest: Int[Array, " Q"] | None
     highest: Int[Array, " Q"]
-    begin: Int[Array, ""] | int
+    begin: Int[Array, ""]
     end: Int[Array, ""]
-    first: Int[Array, ""] | int
-    whole: Int[Array, ""] | int
+    first: Int[Array, ""]
+    whole: Int[Array, ""]
     full: Int[Array, ""]
     blocks: Int[Array, ""]
 
@@ -57,7 +56,8 @@ def key_span(mask: Mask, positions: Int[Array, " Q"], n_keys, block_k: int) -> K
     everywhere = jnp.min(jnp.where(real, highest, jnp.int32(_NEVER - 1))) + 1
     full = jnp.minimum(jax.lax.div(everywhere, block_k), jax.lax.div(end, block_k))
     if lowest is None:
-        return KeySpan(None, highest, 0, end, 0, 0, full, blocks)
+        none = jnp.int32(0)
+        return KeySpan(None, highest, none, end, none, none, full, blocks)
     begin = jnp.maximum(jnp.min(jnp.where(real, lowest, jnp.int32(_NEVER))), 0)
     first = jax.lax.div(begin, block_k)
     full = jnp.maximum(full, first)

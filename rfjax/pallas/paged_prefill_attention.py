@@ -90,6 +90,8 @@ def heuristic(
         return Config(block_q, block_k, warps, 3 if roomy or packed or head_dim <= 64 else 2)
     if wide:
         return Config(min(block_q, 64), min(block_k, 32), 4, 1)
+    if packed and head_dim > 64:
+        return Config(min(block_q, 64), block_k, 4, 1)
     return Config(block_q, block_k, 8, 1)
 
 
@@ -254,6 +256,10 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
         at = inputs["q"].at[row, tokens[:, None], heads[:, None], dims[None, :]]
         queries.append(load_or_zero(at, exists))
 
+    slopes = None
+    if "slopes" in inputs:
+        slopes = plt.load(inputs["slopes"].at[heads], mask=real, other=0.0) * LOG2_E
+
     def to_exponents(scores, keys, k_scale):
         """Scores, and what they are still to be multiplied by to be exponents of two."""
         if k_scale is not None:
@@ -262,7 +268,7 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
         if softcap:
             scores, factor = softcapped(scores, scale, softcap, target), 1.0
         factor *= LOG2_E
-        if "slopes" in inputs:
+        if slopes is not None:
             distance = (keys[None, :] - positions[:, None]).astype(jnp.float32)
             scores, factor = scores * factor + slopes[:, None] * distance, 1.0
         return scores, factor
@@ -300,9 +306,6 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
         )
         return acc, best, total, keys_of_row.find(i + 1)
 
-    slopes = None
-    if "slopes" in inputs:
-        slopes = plt.load(inputs["slopes"].at[heads], mask=real, other=0.0) * LOG2_E
     best = jnp.full((config.block_q,), FLOOR, jnp.float32)
     total = jnp.zeros((config.block_q,), jnp.float32)
     if "sinks" in inputs:

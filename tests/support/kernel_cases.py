@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from support.rocm import TARGETS
 
 from rfjax.ops.mask import Mask
+from rfjax.ops.scores import ScoreTerms
 from rfjax.pallas.decode_attention import decode_attention
 from rfjax.pallas.grouped_matvec import grouped_matvec
 from rfjax.pallas.pack_activations import pack_activations, pack_activations_reference
+from rfjax.pallas.paged_decode_attention import paged_decode_attention
+from rfjax.pallas.paged_prefill_attention import paged_prefill_attention
 from rfjax.pallas.plain_matvec import plain_matvec
 from rfjax.pallas.prefill_attention import prefill_attention
 from rfjax.pallas.quantized_matvec import quantized_matvec
@@ -61,6 +64,8 @@ def kernel_cases() -> tuple[KernelCase, ...]:
         *_grouped_matvec(),
         *_decode_attention(),
         *_prefill_attention(),
+        *_paged_decode_attention(),
+        *_paged_prefill_attention(),
     )
 
 
@@ -256,5 +261,130 @@ def _prefill_attention() -> Iterator[KernelCase]:
     yield from _on(ONE_OF_EACH, others)
     # Only the matrix units of these multiply f32 in full precision.
     precise = case("f32", 1, 512, (32, 8), 4096, 128, dtype=jnp.float32)
+    cdna = tuple(arch for arch in TARGETS if arch.startswith("gfx9"))
+    yield dataclasses.replace(precise, tested_on=("gfx942",), targets=cdna)
+
+
+def _paged_decode_attention() -> Iterator[KernelCase]:
+    """Eight rows over 4096 places in pages of 32."""
+
+    def case(label, heads, head_dim, *, dtype=jnp.bfloat16, norms=False, **options):
+        n_heads, n_kv = heads
+        page_dtype = options.pop("page_dtype", dtype)
+        terms = options.pop("terms", ())
+        softcap = options.pop("softcap", 0.0)
+
+        def function(fused, pages, table, cos, sin, positions, norm, logits):
+            return paged_decode_attention(
+                fused,
+                None,
+                None,
+                pages,
+                table,
+                cos,
+                sin,
+                positions=positions,
+                scale=head_dim**-0.5,
+                eps=1e-6,
+                q_norm=norm,
+                k_norm=norm,
+                terms=ScoreTerms(**dict.fromkeys(terms, logits), softcap=softcap),
+                target=current_target(),
+                **{"mask": Mask(), "pairing": "half", **options},
+            )
+
+        pages = _array(1024, n_kv, 32, head_dim, dtype=page_dtype)
+        scales = _array(1024, n_kv, 32, dtype=jnp.float32) if page_dtype == jnp.int8 else None
+        angles = _array(8, head_dim // 2, dtype=jnp.float32)
+        args = (
+            _array(8, n_heads + 2 * n_kv, head_dim, dtype=dtype),
+            (pages, pages, scales, scales),
+            _array(8, 128, dtype=jnp.int32),
+            angles,
+            angles,
+            _array(8, dtype=jnp.int32),
+            _array(head_dim, dtype=jnp.float32) if norms else None,
+            _array(n_heads, dtype=jnp.float32),
+        )
+        return KernelCase(f"paged_decode_attention {label}", function, args, "decode")
+
+    yield from _on(("gfx942",), [case("llama 8B", (32, 8), 128, pairing="interleaved")])
+    window = Mask("window", 128)
+    sinks = case("head dim 64, window, sinks", (64, 8), 64, mask=window, terms=("sinks",))
+    yield from _on(("gfx950", "gfx1100", "gfx1201"), [sinks])
+    slopes = case("head dim 80, ALiBi", (32, 32), 80, terms=("slopes",))
+    yield from _on(("gfx90a", "gfx1100"), [slopes])
+    packed = case("int8 pages", (32, 8), 128, page_dtype=jnp.int8)
+    yield from _on(("gfx1100",), [packed])
+    capped = case("head dim 256, window, softcap", (8, 4), 256, mask=window, softcap=50.0)
+    yield from _on(("gfx1201",), [capped])
+    yield from _on(("gfx942",), [case("qwen3 30B with norms", (32, 4), 128, norms=True)])
+    others = [
+        case("head dim 96", (32, 8), 96),
+        case("one kv head of 256", (16, 1), 256),
+        case("f32", (32, 8), 128, dtype=jnp.float32),
+    ]
+    yield from _on((), others)
+
+
+def _paged_prefill_attention() -> Iterator[KernelCase]:
+    """Rows of 128 tokens over 4096 places in pages of 32."""
+
+    def case(label, heads, head_dim, length=128, dtype=jnp.bfloat16, **options):
+        n_heads, n_kv = heads
+        page_dtype = options.pop("page_dtype", dtype)
+        terms = options.pop("terms", ())
+        softcap = options.pop("softcap", 0.0)
+
+        def function(q, pages, scales, table, positions, lengths, logits):
+            return paged_prefill_attention(
+                q,
+                pages,
+                pages,
+                table,
+                query_positions=positions,
+                key_lengths=lengths,
+                scale=head_dim**-0.5,
+                terms=ScoreTerms(**dict.fromkeys(terms, logits), softcap=softcap),
+                k_scale=scales,
+                v_scale=scales,
+                target=current_target(),
+                **{"mask": Mask(), **options},
+            )
+
+        pages = _array(1024, n_kv, 32, head_dim, dtype=page_dtype)
+        scales = _array(1024, n_kv, 32, dtype=jnp.float32)
+        args = (
+            _array(4, length, n_heads, head_dim, dtype=dtype),
+            pages,
+            scales if page_dtype == jnp.int8 else None,
+            _array(4, 128, dtype=jnp.int32),
+            _array(4, length, dtype=jnp.int32),
+            _array(4, dtype=jnp.int32),
+            _array(n_heads, dtype=jnp.float32),
+        )
+        return KernelCase(f"paged_prefill_attention {label}", function, args, "prefill")
+
+    yield case("llama 8B", (32, 8), 128)
+    window = Mask("window", 1024)
+    both = [
+        case("head dim 80", (32, 32), 80),
+        case("head dim 256, window, softcap", (8, 4), 256, mask=window, softcap=50.0),
+        case("int8 pages", (32, 8), 128, page_dtype=jnp.int8),
+    ]
+    yield from _on(ONE_OF_EACH, both)
+    some = [
+        case("16 tokens", (32, 8), 128, length=16),
+        case("head dim 64, window, sinks", (64, 8), 64, mask=window, terms=("sinks",)),
+    ]
+    yield from _on(("gfx942",), some)
+    yield from _on(
+        ("gfx1100",),
+        [
+            case("head dim 96", (32, 32), 96),
+            case("ALiBi", (32, 32), 128, terms=("slopes",)),
+        ],
+    )
+    precise = case("f32", (32, 8), 128, dtype=jnp.float32)
     cdna = tuple(arch for arch in TARGETS if arch.startswith("gfx9"))
     yield dataclasses.replace(precise, tested_on=("gfx942",), targets=cdna)
