@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rfjax.engine.burst_result import BurstResult, PromptResult, RowResult
+from rfjax.engine.exhaustion import device_memory
 from rfjax.engine.plan import Plan, PrefillChunk
 from rfjax.engine.steps import Made
 from rfjax.typing import Array
@@ -77,8 +78,13 @@ class Burst:
             array.copy_to_host_async()
 
     def read(self) -> BurstResult:
-        """Wait for the device, and take what it made."""
-        made, prompts = jax.device_get((self._made, self._prompts))
+        """Wait for the device, and take what it made.
+
+        Raises:
+            CapacityError: a device ran out of memory. The runner is to be reset.
+        """
+        with device_memory():
+            made, prompts = jax.device_get((self._made, self._prompts))
         rows = self._rows(*made) if made else ()
         reported = () if self._reporting is None else self._reporting.results(*prompts)
         return BurstResult(rows, tuple(reported))

@@ -15,6 +15,7 @@ from rfjax.engine import steps
 from rfjax.engine.buckets import round_up_bucket, round_up_power_of_two
 from rfjax.engine.burst import Burst, Reporting
 from rfjax.engine.compiler_options import compiler_options
+from rfjax.engine.exhaustion import device_memory
 from rfjax.engine.plan import DecodeRows, Opened, PageCopies, PageWrites, Plan, PrefillChunk
 from rfjax.engine.rows import rows_of, token_lists, uses_counts, widened
 from rfjax.engine.sampling_params import MAX_LOGPROBS
@@ -76,7 +77,24 @@ class PlanRunner:
         self.reset()
 
     def reset(self) -> None:
-        """Empty pages and slots, whatever was under way."""
+        """Empty pages and slots, whatever was under way.
+
+        Raises:
+            CapacityError: they do not fit in the device's memory.
+        """
+        with device_memory():
+            self._reset()
+
+    def dispatch(self, plan: Plan) -> Burst:
+        """Start a plan behind those before it, and do not wait for it.
+
+        Raises:
+            CapacityError: a device ran out of memory. The runner is to be reset.
+        """
+        with device_memory():
+            return self._dispatch(plan)
+
+    def _reset(self) -> None:
         # Freed before the new ones are made.
         self._cache: Any = None
         self._rows: Any = None
@@ -102,8 +120,7 @@ class PlanRunner:
             tuple(np.zeros((sizes.slots, width), np.int32) for _ in sizes.groups)
         )
 
-    def dispatch(self, plan: Plan) -> Burst:
-        """Start a plan behind those before it, and do not wait for it."""
+    def _dispatch(self, plan: Plan) -> Burst:
         for opened in plan.opened:
             self._n_logprobs[opened.slot] = opened.request.params.logprobs
             self._prompts.pop(opened.slot, None)

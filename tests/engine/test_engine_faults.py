@@ -165,11 +165,11 @@ class Interrupts:
     def __exit__(self, *_):
         sys.settrace(self.before)
 
-    def call(self, frame, event, argument):
+    def call(self, frame, event, _):
         file = frame.f_code.co_filename
         return self.line if "rfjax/engine/" in file and file.endswith(self.FILES) else None
 
-    def line(self, frame, event, argument):
+    def line(self, frame, event, _):
         # A real interrupt cannot come between the end of a `with` and the release of its lock,
         # which is what the second event of that line is.
         if event == "line" and not self.text(frame).startswith("with "):

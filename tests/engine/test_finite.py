@@ -1,4 +1,4 @@
-"""A model that computes NaN is refused, in generation and in perplexity."""
+"""A model that computes NaN is noticed, in generation and in perplexity."""
 
 import dataclasses
 
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import rfjax
+from rfjax.engine.cache_plan import plan_cache
 from rfjax.engine.config import EngineConfig
+from rfjax.engine.engine import Engine
 from rfjax.engine.finite import check_not_nan
-from rfjax.engine.request import make_request
-from rfjax.engine.runner import Runner
+from rfjax.engine.plan_runner import PlanRunner
 from rfjax.errors import ModelFormatError
 from rfjax.evals.perplexity import perplexity
 
@@ -30,13 +31,11 @@ def test_a_damaged_model_is_noticed(tiny_llama_path):
     damaged = dataclasses.replace(model, params=jax.tree.map(lambda w: w * np.nan, model.params))
     with pytest.raises(ModelFormatError, match="computes NaN"):
         perplexity(damaged, [5] * 40, n_ctx=16)
-    request = make_request(
-        [1],
-        rfjax.SamplingParams(max_tokens=2),
-        vocab_size=model.config.vocab_size,
-        max_context=64,
-        end_ids=frozenset(),
-    )
-    runner = Runner(damaged.params, model.config, EngineConfig())
-    with pytest.raises(ModelFormatError, match="computes NaN"):
-        list(runner.run([request]))
+    sizes = plan_cache(damaged.params, model.config, EngineConfig(max_context=64)).sizes
+    runner = PlanRunner(damaged.params, model.config, sizes)
+    engine = Engine(runner, sizes, vocab_size=model.config.vocab_size)
+    handle = engine.submit(engine.make_request([1], rfjax.SamplingParams(max_tokens=2)))
+    engine.run_until_done()
+    assert handle.output().finish_reason == "error"
+    assert "computes NaN" in handle.output().error
+    assert handle.output().token_ids == []
