@@ -33,7 +33,12 @@ OPS: Mapping[str, str] = MappingProxyType(
 KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "linear": ("quantized_matvec", "plain_matvec"),
-        "attention": ("prefill_attention", "decode_attention"),
+        "attention": (
+            "prefill_attention",
+            "decode_attention",
+            "paged_prefill_attention",
+            "paged_decode_attention",
+        ),
         "expert_ffn": ("grouped_matvec", "plain_matvec"),
     }
 )
@@ -120,6 +125,8 @@ def choose(
     if implementation is not None:
         return Choice(op, implementation, "asked for by name", ())
     if kernels and on_gpu:
-        return Choice(op, "pallas", f"{' and '.join(kernels)}, or plain JAX where they decline", ())
+        *others, last = kernels
+        names = f"{', '.join(others)} and {last}" if others else last
+        return Choice(op, "pallas", f"{names}, or plain JAX where they decline", ())
     declined = _CPU if kernels else _NO_KERNEL
     return Choice(op, "xla", "plain JAX always accepts", (("pallas", declined),))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-import jax.numpy as jnp
 import numpy as np
 
 from rfjax.cache.dense import LayerCache
@@ -12,13 +11,17 @@ from rfjax.ops.attention import attention
 from rfjax.ops.decode_attention import decode_attention
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.mask import Mask
+from rfjax.selfcheck.attention_reference import (
+    EPS,
+    LIMITS,
+    attention_reference,
+    normal,
+    normalised,
+    rotated,
+)
 from rfjax.selfcheck.case import CheckCase, Trial, relative_error
 
-_LIMITS = {"float32": 3e-5, "float16": 2e-3, "bfloat16": 1.2e-2}
-"""Weights and results are rounded to the dtype: half a unit is 2^-11 or 2^-8."""
-
 _BY_NAME = KernelPolicy("pallas")
-_EPS = 1e-6
 _LARGEST_MASK = 100
 
 
@@ -97,12 +100,12 @@ def _decode(heads: Heads, capacity: int, positions: tuple[int, ...], dtype: str)
 
     def make(rng: np.random.Generator) -> Trial:
         shape = (batch, n_heads + 2 * heads.n_kv, heads.size)
-        projected = _normal(rng, shape, dtype)
-        k_cache = _normal(rng, (batch, heads.n_kv, capacity, heads.size), dtype)
-        v_cache = _normal(rng, (batch, heads.n_kv, heads.size, capacity), dtype)
+        projected = normal(rng, shape, dtype)
+        k_cache = normal(rng, (batch, heads.n_kv, capacity, heads.size), dtype)
+        v_cache = normal(rng, (batch, heads.n_kv, heads.size, capacity), dtype)
         angles = rng.uniform(0, 6, (batch, heads.rotated // 2))
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        norms = _normal(rng, (2, heads.size), "float32") if heads.norms else None
+        norms = normal(rng, (2, heads.size), "float32") if heads.norms else None
         multiplier = None
         if heads.temperature:
             multiplier = rng.uniform(0.5, 1.5, batch).astype(np.float32)
@@ -121,7 +124,7 @@ def _decode(heads: Heads, capacity: int, positions: tuple[int, ...], dtype: str)
                 mask=heads.mask,
                 scale=scale,
                 pairing=heads.pairing,  # pyright: ignore[reportArgumentType]
-                eps=_EPS,
+                eps=EPS,
                 q_norm=None if norms is None else norms[0],
                 k_norm=None if norms is None else norms[1],
                 q_multiplier=multiplier,
@@ -132,16 +135,17 @@ def _decode(heads: Heads, capacity: int, positions: tuple[int, ...], dtype: str)
         wide = projected.astype(np.float64)
         q, k, v = np.split(wide, [n_heads, n_heads + heads.n_kv], axis=1)
         if norms is not None:
-            q, k = _normalised(q, norms[0]), _normalised(k, norms[1])
-        q, k = _rotated(q, cos, sin, heads.pairing), _rotated(k, cos, sin, heads.pairing)
+            q, k = normalised(q, norms[0]), normalised(k, norms[1])
+        q, k = rotated(q, cos, sin, heads.pairing), rotated(k, cos, sin, heads.pairing)
         if multiplier is not None:
             q = q * multiplier[:, None, None]
         keys, values = k_cache.astype(np.float64), v_cache.astype(np.float64)
         for row, position in enumerate(positions):
             if position >= 0:
                 keys[row, :, position], values[row, :, :, position] = k[row], v[row]
-        expected = _attention(q[:, None], keys, values, at[:, None], at + 1, heads.mask, scale)
-        expected = expected.reshape(batch, -1)
+        expected = attention_reference(
+            q[:, None], keys, values, at[:, None], at + 1, heads.mask, scale
+        ).reshape(batch, -1)
 
         def error(found):
             out, *caches = (np.asarray(x, np.float64) for x in found)
@@ -155,7 +159,7 @@ def _decode(heads: Heads, capacity: int, positions: tuple[int, ...], dtype: str)
         return Trial(function, arguments, error)
 
     label = f"{heads}, {capacity} slots, {dtype}"
-    return CheckCase("decode_attention", label, _LIMITS[dtype], make)
+    return CheckCase("decode_attention", label, LIMITS[dtype], make)
 
 
 def _prefill(
@@ -165,13 +169,13 @@ def _prefill(
     batch, n_heads, scale = len(starts), heads.group * heads.n_kv, heads.size**-0.5
 
     def make(rng: np.random.Generator) -> Trial:
-        q = _normal(rng, (batch, length, n_heads, heads.size), dtype)
-        k = _normal(rng, (batch, heads.n_kv, n_keys, heads.size), dtype)
-        v = _normal(rng, (batch, heads.n_kv, heads.size, n_keys), dtype)
+        q = normal(rng, (batch, length, n_heads, heads.size), dtype)
+        k = normal(rng, (batch, heads.n_kv, n_keys, heads.size), dtype)
+        v = normal(rng, (batch, heads.n_kv, heads.size, n_keys), dtype)
         positions = np.array(starts, np.int32)[:, None] + np.arange(length, dtype=np.int32)
         positions[:, -1] = -1
         lengths = np.array(starts, np.int32) + length - 1
-        expected = _attention(q, k, v, positions, lengths, heads.mask, scale)
+        expected = attention_reference(q, k, v, positions, lengths, heads.mask, scale)
 
         def function(q, k, v, positions, lengths):
             return attention(
@@ -190,55 +194,4 @@ def _prefill(
 
     mask = f"{heads.mask.kind} {heads.mask.size}" if heads.mask.size else heads.mask.kind
     label = f"{heads.group} x {heads.size}, {mask}, {length} of {n_keys}, {dtype}"
-    return CheckCase("prefill_attention", label, _LIMITS[dtype], make)
-
-
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return rng.standard_normal(shape).astype(jnp.dtype(dtype))
-
-
-def _normalised(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + _EPS) * weight
-
-
-def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, pairing: str) -> np.ndarray:
-    """Heads `[B, N, H]` turned by the angles of their rows."""
-    x, half = x.copy(), cos.shape[-1]
-    first = slice(0, 2 * half, 2) if pairing == "interleaved" else slice(0, half)
-    second = slice(1, 2 * half, 2) if pairing == "interleaved" else slice(half, 2 * half)
-    a, b = x[..., first].copy(), x[..., second].copy()
-    cos, sin = cos[:, None].astype(np.float64), sin[:, None].astype(np.float64)
-    x[..., first], x[..., second] = a * cos - b * sin, a * sin + b * cos
-    return x
-
-
-def _attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    positions: np.ndarray,
-    lengths: np.ndarray,
-    mask: Mask,
-    scale: float,
-) -> np.ndarray:
-    """`rfjax.ops.attention.attention` in f64, with zeros at padding."""
-    q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    batch, length, n_heads, size = q.shape
-    n_kv, n_keys = k.shape[1], k.shape[2]
-    grouped = q.reshape(batch, length, n_kv, -1, size)
-    scores = np.einsum("blkgh,bksh->bklgs", grouped, k) * scale
-    keys, queries = np.arange(n_keys)[None, None], positions[:, :, None]
-    visible = (keys < lengths[:, None, None]) & (queries >= 0)
-    if mask.kind != "bidirectional":
-        visible &= keys <= queries
-    if mask.kind == "window":
-        visible &= queries - keys < mask.size
-    elif mask.kind == "chunked":
-        visible &= keys // mask.size == queries // mask.size
-    visible = visible[:, None, :, None]
-    scores = np.where(visible, scores, -np.inf)
-    highest = np.max(scores, axis=-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
-    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)
-    out = np.einsum("bklgs,bkhs->blkgh", weights, v)
-    return out.reshape(batch, length, n_heads, size)
+    return CheckCase("prefill_attention", label, LIMITS[dtype], make)

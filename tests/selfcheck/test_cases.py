@@ -9,6 +9,7 @@ from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import Heads, attention_cases
 from rfjax.selfcheck.checker import run_checks
 from rfjax.selfcheck.matvec import experts_case, kernel_for, launch_cases, matvec_cases
+from rfjax.selfcheck.paged_attention import PagedHeads, paged_attention_cases
 
 pytestmark = pytest.mark.quick_compile
 
@@ -55,6 +56,21 @@ def test_attention():
     results = [*run_checks(small, seed=2)]
     assert [result.verdict for result in results] == ["ok"] * 4
     assert max(result.error for result in results) < 1e-6
+
+
+def test_attention_over_pages():
+    kinds = (
+        PagedHeads(HEADS[0], packed=True, softcap=5.0),
+        PagedHeads(HEADS[1], sinks=True, slopes=True),
+    )
+    cases = [*paged_attention_cases(kinds, "float32")]
+    assert len(cases) == 6
+    assert len({case.key for case in cases}) == 6
+    small = [case for case in cases if "16 pages" not in case.label]
+    results = [*run_checks(small, seed=2)]
+    assert [result.verdict for result in results] == ["ok"] * 4
+    unpacked = [result.error for result in results if "packed" not in result.label]
+    assert max(unpacked) < 1e-6
 
 
 def test_the_ops_layer_says_which_kernel_takes_which_rows():
