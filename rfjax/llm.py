@@ -1,40 +1,33 @@
 """The main class: one model file, ready to generate and to be measured."""
 
+import collections
+import logging
 import os
 import reprlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from rfjax.engine.cache_plan import plan_cache
 from rfjax.engine.compilation_cache import enable_compilation_cache
 from rfjax.engine.config import EngineConfig
-from rfjax.engine.output import RequestOutput, SampleOutput, StreamOutput
-from rfjax.engine.request import Request, as_token_ids, make_request
-from rfjax.engine.runner import Progress, Runner
+from rfjax.engine.engine import Engine, Prompt
+from rfjax.engine.handle import RequestHandle
+from rfjax.engine.output import RequestOutput, StreamOutput
+from rfjax.engine.plan_runner import PlanRunner
+from rfjax.engine.request import Request
 from rfjax.engine.sampling_params import SamplingParams
-from rfjax.errors import ConfigError, RequestError, UnsupportedError
+from rfjax.errors import CapacityError, ConfigError, RequestError
 from rfjax.evals.perplexity import PerplexityResult, perplexity
 from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
 from rfjax.ops.dispatch import KernelPolicy
+from rfjax.ops.sampling import LogitsProcessor
 from rfjax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
-
-_NOT_SAMPLED_BY_YET = (
-    "typical_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "min_tokens",
-    "stop",
-    "include_stop_str_in_output",
-    "n",
-    "prompt_logprobs",
-)
-"""Sampling parameters that the decode loop does not know."""
+logger = logging.getLogger(__name__)
 
 
 class LLM:
@@ -46,12 +39,14 @@ class LLM:
         mesh: devices to spread the model over, with axes "model" (the weights) and "data" (the
             sequences of a batch); None takes one. See `rfjax.sharding.make_mesh`.
         weights: "packed" or "dequantized", as in `rfjax.load`; None takes what is faster and fits.
-        engine: sizes of batches, chunks and bursts.
+        engine: sizes of batches, chunks, bursts and the cache, which is made at the first use.
         kernels: which kernels may run, such as `KernelPolicy("xla")` for none; None takes one
             wherever it accepts.
         compilation_cache: keep compiled programs in the user's cache folder.
         selfcheck: whether to try the kernels before their first use and disable those that fail,
             as in `rfjax.load`; None does so on GPUs.
+        logits_processors: pure functions that change the logits of every generated token, in
+            order; see `rfjax.ops.sampling`.
 
     Raises:
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
@@ -68,6 +63,7 @@ class LLM:
         kernels: KernelPolicy | None = None,
         compilation_cache: bool = True,
         selfcheck: bool | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
     ):
         if compilation_cache:
             enable_compilation_cache()
@@ -86,9 +82,10 @@ class LLM:
             raise ConfigError(
                 f"max_context: got {engine.max_context}, and the model's context holds {limit}"
             )
-        self._engine = engine
-        model = self._model
-        self._runner = Runner(model.params, model.config, engine, model.mesh)
+        self._settings = engine
+        self._logits_processors = tuple(logits_processors)
+        self._engine: Engine | None = None
+        self._making = threading.Lock()
 
     @property
     def model(self) -> Model:
@@ -108,7 +105,37 @@ class LLM:
     @property
     def max_context(self) -> int:
         """Most tokens of a sequence, prompt and output."""
-        return self._engine.max_context or self._model.config.context_length
+        return self._settings.max_context or self._model.config.context_length
+
+    @property
+    def engine(self) -> Engine:
+        """What `generate`, `stream` and `chat` run on, with its cache: made when first asked for.
+
+        For requests that come and go: `submit` and `step` by hand, or an
+        `rfjax.engine.async_engine.AsyncEngine` over it. All use the same pages.
+
+        Raises:
+            CapacityError: one sequence's cache does not fit in the free memory; says what would.
+        """
+        with self._making:
+            if self._engine is None:
+                model, settings = self._model, self._settings
+                plan = plan_cache(model.params, model.config, settings, model.mesh)
+                runner = PlanRunner(
+                    model.params,
+                    model.config,
+                    plan.sizes,
+                    mesh=model.mesh,
+                    kv_dtype=settings.kv_dtype,
+                    logits_processors=self._logits_processors,
+                )
+                self._engine = Engine(
+                    runner,
+                    plan.sizes,
+                    vocab_size=model.config.vocab_size,
+                    tokenizer=model.tokenizer,
+                )
+            return self._engine
 
     def generate(
         self,
@@ -117,58 +144,67 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue prompts, many at once.
 
+        Prompts that begin as earlier ones did take those parts from the cache, across calls too.
+        An interrupted call cancels its requests; the next one finds all pages free.
+
         Args:
             prompts: texts or lists of token ids; a single one is a batch of one.
             sampling_params: for all prompts, or one each; None takes the defaults.
 
         Returns:
-            One output per prompt, in order.
+            One output per prompt, in order. One that fails alone, as with NaN among its logits,
+            has the finish reason "error" and says why in `error`.
 
         Raises:
             RequestError: an empty or too long prompt, ids outside the vocabulary, text for a
                 model without tokenizer, what is neither text nor ids, or numbers of prompts and
                 parameters that differ. Raised before anything runs.
-            CapacityError: the cache would not fit in free memory.
+            CapacityError: the cache does not fit in free memory, or a step's values do not.
         """
         listed = _as_list(prompts)
         params = _params_for(listed, sampling_params)
-        requests = [self._request(p, s) for p, s in zip(listed, params, strict=True)]
-        outputs: dict[int, RequestOutput] = {}
-        # Neighbours in length share a batch: less padding, and less waiting for the longest.
-        order = sorted(range(len(requests)), key=lambda i: requests[i].limit)
-        size = self._engine.max_batch_size
-        for start in range(0, len(order), size):
-            group = order[start : start + size]
-            progress = None
-            for progress in self._runner.run([requests[i] for i in group]):  # noqa: B007
-                pass
-            assert progress is not None
-            for row, i in enumerate(group):
-                outputs[i] = self._output(listed[i], requests[i], progress, row)
-        return [outputs[i] for i in range(len(requests))]
+        engine = self.engine
+        requests = [engine.make_request(p, s) for p, s in zip(listed, params, strict=True)]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+        waiting = collections.deque(zip(requests, texts, strict=True))
+        handles: list[RequestHandle] = []
+        unfinished: list[RequestHandle] = []
+        try:
+            while waiting or unfinished:
+                unfinished += _submitted(engine, waiting, handles)
+                engine.step()
+                unfinished = [handle for handle in unfinished if not handle.done]
+        except BaseException:
+            for request in requests:
+                engine.cancel(request.id)
+            raise
+        outputs = [handle.output() for handle in handles]
+        errors = [s.error for output in outputs for s in output.samples if s.error is not None]
+        if errors:
+            logger.warning("%d generations failed, the first with: %s", len(errors), errors[0])
+        return outputs
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[StreamOutput]:
         """Continue one prompt, piece by piece; a piece never ends inside a character.
 
+        Pieces of several samples (`SamplingParams.n`) come in turns and say whose they are.
+        Leaving the iterator before its end cancels the request.
+
         Raises:
-            RequestError, CapacityError: as `generate`, at the first piece asked for.
+            RequestError, CapacityError: as `generate`, at the first piece asked for; or the queue
+                is full of others' requests.
         """
-        request = self._request(prompt, sampling_params or SamplingParams())
-        decoder = None if self.tokenizer is None else self.tokenizer.stream(continuation=True)
-        sent = len(request.token_ids)
-        for progress in self._runner.run([request]):
-            length = int(progress.lengths[0])
-            ids = progress.tokens[0, sent:length].tolist()
-            logprobs = progress.logprobs[0, sent:length].tolist()
-            sent = length
-            reason = _finish_reason(ids, request) if progress.finished[0] else None
-            shown = ids[:-1] if reason == "stop" else ids
-            text = "" if decoder is None else decoder.push(shown)
-            if reason is not None and decoder is not None:
-                text += decoder.flush()
-            yield StreamOutput(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason)
+        (params,) = _params_for([prompt], sampling_params)
+        engine = self.engine
+        request = engine.make_request(prompt, params)
+        try:
+            handle = engine.submit(request, prompt=prompt if isinstance(prompt, str) else None)
+            yield from engine.stream(handle)
+        except BaseException:
+            engine.cancel(request.id)
+            raise
 
     def chat(
         self,
@@ -219,45 +255,22 @@ class LLM:
             )
         return self.tokenizer
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        _check_supported(params)
-        if isinstance(prompt, str):
-            ids = self._need_tokenizer().encode(prompt) if prompt else []
-        else:
-            ids = as_token_ids(prompt)
-        end_ids = frozenset() if self.tokenizer is None else self.tokenizer.eog_ids
-        return make_request(
-            ids,
-            params,
-            vocab_size=self.config.vocab_size,
-            max_context=self.max_context,
-            end_ids=end_ids,
-        )
 
-    def _output(
-        self, prompt: Prompt, request: Request, progress: Progress, row: int
-    ) -> RequestOutput:
-        begin, end = len(request.token_ids), int(progress.lengths[row])
-        ids = progress.tokens[row, begin:end].tolist()
-        reason = _finish_reason(ids, request)
-        shown = ids[:-1] if reason == "stop" else ids
-        text = "" if self.tokenizer is None else self.tokenizer.decode(shown, continuation=True)
-        return RequestOutput(
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=list(request.token_ids),
-            samples=(
-                SampleOutput(
-                    text=text,
-                    token_ids=ids,
-                    finish_reason=reason,
-                    logprobs=progress.logprobs[row, begin:end].tolist(),
-                ),
-            ),
-        )
-
-
-def _finish_reason(ids: list[int], request: Request):
-    return "stop" if ids and ids[-1] in request.stop_ids else "length"
+def _submitted(
+    engine: Engine,
+    waiting: collections.deque[tuple[Request, str | None]],
+    handles: list[RequestHandle],
+) -> list[RequestHandle]:
+    """Submit what the engine's queue has room for, in order."""
+    before = len(handles)
+    while waiting:
+        request, text = waiting[0]
+        try:
+            handles.append(engine.submit(request, prompt=text))
+        except CapacityError:
+            break
+        waiting.popleft()
+    return handles[before:]
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -269,17 +282,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and not any(hasattr(p, "__len__") for p in listed):
         return [listed]  # one prompt of token ids
     return listed
-
-
-def _check_supported(params: SamplingParams) -> None:
-    default = SamplingParams()
-    given = [n for n in _NOT_SAMPLED_BY_YET if getattr(params, n) != getattr(default, n)]
-    given += ["logprobs"] if params.logprobs else []
-    if given:
-        raise UnsupportedError(
-            f"sampling parameters: got {', '.join(given)}, which this version does not apply yet: "
-            "leave them at their defaults"
-        )
 
 
 def _params_for(

@@ -166,6 +166,40 @@ def test_stop_tokens_end_the_output(run, tiny_llama_path, greedy):
     assert (found["token_ids"], found["finish_reason"]) == (ids, "stop")
 
 
+def test_stop_texts_end_the_output(run, tiny_llama_path, greedy):
+    stop = greedy.text[3:5]
+    flags = (*GREEDY, "--stop", "nowhere in it", "--stop", stop, "-q")
+    wanted = greedy.text[: greedy.text.index(stop)]
+    assert run("generate", tiny_llama_path, "hello", *flags) == (0, f"{wanted}\n", "")
+    found = json.loads(run("generate", tiny_llama_path, "hello", *flags, "--json")[1])
+    assert (found["text"], found["stop_reason"]) == (wanted, stop)
+
+
+def test_several_samples_come_below_each_other(run, tiny_llama_path):
+    flags = (
+        "generate",
+        tiny_llama_path,
+        "hello",
+        "-n",
+        "12",
+        "--seed",
+        "3",
+        "--samples",
+        "2",
+        "-q",
+    )
+    code, out, err = run(*flags)
+    reports = ("--logprobs", "2", "--prompt-logprobs", "1", "--json")
+    found = json.loads(run(*flags, *reports)[1])
+    texts = [sample["text"] for sample in found["samples"]]
+    assert (code, err) == (0, "")
+    assert out == f"[1]\n{texts[0]}\n[2]\n{texts[1]}\n"
+    assert found["text"] == texts[0] != texts[1]
+    assert [len(top) for top in found["top_logprobs"]] == [2] * len(found["token_ids"])
+    assert found["prompt_logprobs"][0] is None
+    assert len(found["prompt_logprobs"]) == len(found["prompt_token_ids"])
+
+
 def test_flags_win_over_a_preset_and_a_preset_over_defaults(run, tiny_llama_path, tmp_path):
     preset = tmp_path / "preset.toml"
     preset.write_text("[sampling]\ntemperature = 0\nmax_tokens = 3\n[engine]\nburst = 4\n")
@@ -196,8 +230,21 @@ def test_every_flag_of_a_preset_arrives(run, tiny_llama_path, monkeypatch, comma
     for name, value in expected.items():
         flags += [f"--{name.replace('_', '-')}", value]
     if command == "generate":
-        flags += ["hello", "--stop-token-ids", "2,13", "--heed-eos"]
-        expected |= {"stop_token_ids": (2, 13), "ignore_eos": False}
+        flags += ["hello", "--stop-token-ids", "2,13", "--heed-eos", "--stop", "a b", "--stop", "c"]
+        expected |= {"stop_token_ids": (2, 13), "ignore_eos": False, "stop": ("a b", "c")}
+        others = {
+            "typical_p": 0.5,
+            "presence_penalty": 0.25,
+            "frequency_penalty": 0.75,
+            "min_tokens": 2,
+            "samples": 3,
+            "logprobs": 4,
+            "prompt_logprobs": 5,
+        }
+        for name, value in others.items():
+            flags += [f"--{name.replace('_', '-')}", value]
+        expected |= others
+        expected["n"] = expected.pop("samples")
     with pytest.raises(Arrived) as caught:
         run(command, tiny_llama_path, "--max-context", "99", *flags)
     assert caught.value.args == ({"engine": {"max_context": 99}, "sampling": expected},)

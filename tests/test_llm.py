@@ -1,12 +1,16 @@
 """The LLM class: generation, streaming, chat, perplexity, and what bad input gets."""
 
+import asyncio
+import threading
+
 import jax
 import numpy as np
 import pytest
 from support.tiny_model import tiny_llama
 
 import rfjax
-from rfjax.errors import ConfigError, RequestError, UnsupportedError
+from rfjax.engine.async_engine import AsyncEngine
+from rfjax.errors import CapacityError, ConfigError, RequestError
 
 pytestmark = pytest.mark.quick_compile
 
@@ -37,8 +41,10 @@ def test_more_prompts_than_a_batch_holds(tiny_llama_path, llm):
     assert small.generate(prompts, GREEDY) == llm.generate(prompts, GREEDY)
 
 
-def test_logprobs_are_those_of_forward(llm):
-    output = llm.generate([[1, 270, 300]], GREEDY)[0]
+def test_logprobs_of_output_and_prompt_are_those_of_forward(llm):
+    params = rfjax.SamplingParams(temperature=0.0, max_tokens=12, logprobs=3, prompt_logprobs=2)
+    prompt = [1, *range(270, 310)]
+    output = llm.generate([prompt], params)[0]
     ids = output.prompt_token_ids + output.token_ids
     forward = jax.jit(rfjax.forward, static_argnames="config")
     logits = np.asarray(
@@ -46,9 +52,128 @@ def test_logprobs_are_those_of_forward(llm):
     )
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     first = len(output.prompt_token_ids)
-    expected = [expected[first - 1 + i, token] for i, token in enumerate(output.token_ids)]
-    np.testing.assert_allclose(output.logprobs, expected, atol=1e-4)
+    own = [expected[first - 1 + i, token] for i, token in enumerate(output.token_ids)]
+    np.testing.assert_allclose(output.logprobs, own, atol=1e-4)
     assert output.token_ids == [int(row.argmax()) for row in logits[first - 1 : len(ids) - 1]]
+
+    def best(row, n):
+        return {int(i): row[i] for i in np.argsort(-row)[:n]}
+
+    for top, row in zip(output.top_logprobs, expected[first - 1 :], strict=False):
+        assert top == pytest.approx(best(row, 3), abs=1e-4)
+    assert output.prompt_logprobs[0] is None
+    for at in range(1, first):
+        wanted = {prompt[at]: expected[at - 1, prompt[at]], **best(expected[at - 1], 2)}
+        assert output.prompt_logprobs[at] == pytest.approx(wanted, abs=1e-4)
+    plain = llm.generate([prompt], GREEDY)[0]
+    assert (plain.token_ids, plain.logprobs) == (output.token_ids, output.logprobs)
+    assert plain.top_logprobs is plain.prompt_logprobs is None
+
+
+def test_samples_of_a_prompt_are_those_of_their_seeds(llm):
+    params = rfjax.SamplingParams(temperature=1.2, seed=7, max_tokens=12, n=3)
+    (output,) = llm.generate("the other", params)
+    assert len({tuple(sample.token_ids) for sample in output.samples}) == 3
+    for i, sample in enumerate(output.samples):
+        alone = rfjax.SamplingParams(temperature=1.2, seed=7 + i, max_tokens=12)
+        assert llm.generate("the other", alone)[0].samples == (sample,)
+    assert (output.text, output.token_ids) == (output.samples[0].text, output.samples[0].token_ids)
+    pieces = list(llm.stream("the other", params))
+    for i, sample in enumerate(output.samples):
+        assert "".join(p.text for p in pieces if p.sample == i) == sample.text
+
+
+def test_a_stop_string_ends_the_output_and_is_left_out_of_its_text(llm):
+    params = rfjax.SamplingParams(temperature=1.0, seed=11, max_tokens=40)
+    full = llm.generate("the", params)[0]
+    stop = full.text[9:12]
+    shorter = rfjax.SamplingParams(temperature=1.0, seed=11, max_tokens=40, stop=stop)
+    stopped = llm.generate("the", shorter)[0]
+    assert stopped.text == full.text[: full.text.index(stop)]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
+    assert stopped.token_ids == full.token_ids[: len(stopped.token_ids)]
+    assert "".join(piece.text for piece in llm.stream("the", shorter)) == stopped.text
+
+
+def test_more_prompts_than_the_queue_holds(tiny_llama_path, llm):
+    small = rfjax.EngineConfig(max_batch_size=2, max_queue=1, burst=8)
+    small = rfjax.LLM(tiny_llama_path, engine=small, compilation_cache=False)
+    prompts = ["the", "a on", "in", "the other", "so"]
+    assert small.generate(prompts, GREEDY) == llm.generate(prompts, GREEDY)
+
+
+def test_a_prefix_is_taken_from_the_cache_in_later_calls(llm):
+    prompt = "the other in the heat on the ton so it was " * 3
+    first = llm.generate(prompt, GREEDY)
+    before = llm.engine.metrics.prefix_hits
+    assert llm.generate(prompt, GREEDY) == first
+    assert llm.engine.metrics.prefix_hits > before
+
+
+def free_pages(llm):
+    return llm.engine.free_pages
+
+
+@pytest.mark.parametrize("call", ["dispatch", "read"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), "RESOURCE_EXHAUSTED: no room"])
+def test_an_interrupted_call_leaves_nothing_behind(llm, monkeypatch, call, error):
+    wanted, pages = llm.generate(["the", "other"], GREEDY), free_pages(llm)
+    calls = []
+    if isinstance(error, str):
+        error = jax.errors.JaxRuntimeError(error)
+
+    def failing(function):
+        def call(*args):
+            calls.append(args)
+            if len(calls) > 2:
+                raise error
+            return function(*args)
+
+        return call
+
+    owner, name = (llm.engine._device, "_dispatch") if call == "dispatch" else (jax, "device_get")
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    params = rfjax.SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else CapacityError
+    with pytest.raises(expected):
+        llm.generate(["the", "other", "in"], params)
+    assert free_pages(llm) == pages
+    calls.clear()
+    with pytest.raises(expected):
+        list(llm.stream("the", params))
+    assert free_pages(llm) == pages
+    monkeypatch.undo()
+    assert llm.generate(["the", "other"], GREEDY) == wanted
+    assert not llm.engine.has_work
+
+
+def test_coroutines_share_the_engine(llm):
+    prompts = ["the", "a on", "in", "so"]
+
+    async def serve():
+        async with AsyncEngine(llm.engine) as front:
+            pieces = [piece async for piece in front.stream("the", GREEDY)]
+            return pieces, await asyncio.gather(*(front.generate(p, GREEDY) for p in prompts))
+
+    pieces, outputs = asyncio.run(serve())
+    assert outputs == llm.generate(prompts, GREEDY)
+    assert "".join(piece.text for piece in pieces) == outputs[0].text
+
+
+def test_threads_share_an_engine(llm):
+    prompts = ["the", "a on", "in", "so"]
+    expected = {prompt: llm.generate(prompt, GREEDY) for prompt in prompts}
+    found = {}
+
+    def run(prompt):
+        found[prompt] = llm.generate(prompt, GREEDY)
+
+    threads = [threading.Thread(target=run, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
 
 
 def test_the_same_seed_gives_the_same_tokens_whatever_else_runs(llm):
@@ -119,7 +244,7 @@ def test_chat_goes_through_the_files_template(llm):
     ],
 )
 def test_a_bad_prompt_is_refused_before_anything_runs(llm, monkeypatch, prompts, message):
-    monkeypatch.setattr(llm._runner, "run", lambda requests: pytest.fail("it ran"))
+    monkeypatch.setattr(llm.engine, "step", lambda: pytest.fail("it ran"))
     with pytest.raises(RequestError, match=message):
         llm.generate(prompts, GREEDY)
 
@@ -133,18 +258,6 @@ def test_numbers_of_prompts_and_parameters_must_agree(llm):
 def test_what_is_no_sampling_parameters_is_refused(llm, params):
     with pytest.raises(RequestError, match=r"expected rfjax\.SamplingParams"):
         llm.generate(["a"], params)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [{"stop": "the"}, {"logit_bias": {3: 1.0}}, {"n": 2}, {"logprobs": 2}, {"min_tokens": 1}],
-)
-def test_what_the_loop_does_not_apply_is_refused_rather_than_ignored(llm, params):
-    (name,) = params
-    with pytest.raises(UnsupportedError, match=name):
-        llm.generate("a", rfjax.SamplingParams(**params))
-    with pytest.raises(UnsupportedError, match=name):
-        next(iter(llm.stream("a", rfjax.SamplingParams(**params))))
 
 
 def test_token_ids_may_be_numpy_arrays(llm):

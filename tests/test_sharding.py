@@ -12,7 +12,7 @@ from support.random_model import Shape, random_model, random_tokens, save
 from support.tiny_model import tiny_llama
 
 import rfjax
-from rfjax.engine import state as steps
+from rfjax.engine import steps
 from rfjax.errors import ConfigError
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
@@ -272,18 +272,19 @@ def test_the_state_stays_where_it_starts(tmp_path, caplog):
     path = tiny_llama(tmp_path / "m.gguf", n_layers=1)
     mesh = make_mesh(data=2, model=2)
     llm = rfjax.LLM(path, mesh=mesh, compilation_cache=False)
-    runner = llm._runner
-    request = llm._request([3, 4, 5], rfjax.SamplingParams(max_tokens=20, ignore_eos=True))
-    state = runner._start([request, request])
-    wanted = jax.tree.map(lambda leaf: leaf.sharding, state)
-    layer = state.cache.layers[0].k
-    assert layer.sharding.shard_shape(layer.shape) == (1, layer.shape[1] // 2, *layer.shape[2:])
-    model = llm.model
+    runner = llm.engine._device
+    params = rfjax.SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
+
+    def state():
+        return runner._cache, runner._rows, runner._counts, runner._tables
+
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, state())
+    layer = runner._cache.layers[0].k
+    assert layer.sharding.shard_shape(layer.shape)[1] == layer.shape[1] // 2
     with jax.log_compiles():
-        for _ in range(3):
-            state = runner._decode(model.params, state, np.int32(2), config=model.config)
-            for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
-                assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        llm.generate([[3, 4, 5], [6, 7]], params)
+    for leaf, sharding in zip(jax.tree.leaves(state()), jax.tree.leaves(wanted), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     assert sum(text.startswith("Compiling jit(decode)") for text in caplog.messages) == 1
 
 

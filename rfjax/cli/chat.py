@@ -9,7 +9,7 @@ import typer
 from rfjax.cli import options
 from rfjax.cli.files import decode_text
 from rfjax.cli.output import note, wait_for_first, write
-from rfjax.errors import RequestError
+from rfjax.errors import ModelFormatError, RequestError
 
 if TYPE_CHECKING:
     from rfjax.engine.sampling_params import SamplingParams
@@ -95,6 +95,7 @@ class Conversation:
         Raises:
             RequestError: the conversation does not fit in the context, or the model has no chat
                 template or one that refuses it.
+            ModelFormatError: the model computes NaN.
         """
         messages = [*self._messages, {"role": "user", "content": text}]
         answer, reason = "", None
@@ -104,6 +105,8 @@ class Conversation:
                 write(piece.text)
                 answer += piece.text
                 reason = piece.finish_reason
+                if piece.error is not None:
+                    raise ModelFormatError(piece.error)
         finally:
             if answer:
                 self._messages = [*messages, {"role": "assistant", "content": answer}]

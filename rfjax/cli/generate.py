@@ -1,15 +1,20 @@
 """`rfjax generate`: continue one prompt."""
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import read_text
 from rfjax.cli.output import note, wait_for_first, write, write_json
-from rfjax.errors import RequestError
+from rfjax.errors import ModelFormatError, RequestError
+
+if TYPE_CHECKING:
+    from rfjax.cli.stopwatch import Stopwatch
+    from rfjax.engine.output import RequestOutput
 
 
 def generate(
@@ -32,6 +37,14 @@ def generate(
     seed: options.Seed = None,
     stop_token_ids: options.StopTokenIds = None,
     ignore_eos: options.IgnoreEos = None,
+    typical_p: options.TypicalP = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    min_tokens: options.MinTokens = None,
+    stop: options.Stop = None,
+    n: options.Samples = None,
+    logprobs: options.Logprobs = None,
+    prompt_logprobs: options.PromptLogprobs = None,
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     tensor_parallel: options.TensorParallel = 1,
@@ -69,32 +82,40 @@ def generate(
         )
     prompt_ids = llm.tokenizer.encode(text)
     stopwatch = Stopwatch(len(prompt_ids))
-    pieces, ids, logprobs, reason = [], [], [], None
-    stream = stopwatch.watch(llm.stream(text, preset.sampling))
-    for piece in wait_for_first(stream, "reading the prompt"):
-        if not json:
-            write(text + piece.text if echo and not ids else piece.text)
-        pieces.append(piece.text)
-        ids += piece.token_ids
-        logprobs += piece.logprobs
-        reason = piece.finish_reason
+    engine = llm.engine
+    handle = engine.submit(engine.make_request(text, preset.sampling), prompt=text)
+    stream = stopwatch.watch(engine.stream(handle))
+    streamed = preset.sampling.n == 1 and not json
+    for number, piece in enumerate(wait_for_first(stream, "reading the prompt")):
+        if streamed:
+            write(text + piece.text if echo and not number else piece.text)
+    output = handle.output()
     if json:
-        write_json(
-            {
-                "model": str(model),
-                "prompt": text,
-                "prompt_token_ids": prompt_ids,
-                "text": "".join(pieces),
-                "token_ids": ids,
-                "logprobs": logprobs,
-                "finish_reason": reason,
-                "timing": stopwatch.timing(),
-            }
-        )
-    else:
+        write_json(_document(model, output, stopwatch))
+    elif streamed:
         write("\n")
+    else:
+        for number, sample in enumerate(output.samples, start=1):
+            write(f"[{number}]\n{text if echo else ''}{sample.text}\n")
     if not quiet:
         note(str(stopwatch.timing()))
+    if output.error is not None:
+        raise ModelFormatError(output.error)
+
+
+def _document(model: Path, output: "RequestOutput", stopwatch: "Stopwatch") -> dict[str, Any]:
+    """What `--json` prints: the first sample's fields, and all samples where there are several."""
+    document = {
+        "model": str(model),
+        "prompt": output.prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        **{f.name: getattr(output, f.name) for f in dataclasses.fields(output.samples[0])},
+    }
+    if output.prompt_logprobs is not None:
+        document["prompt_logprobs"] = output.prompt_logprobs
+    if len(output.samples) > 1:
+        document["samples"] = output.samples
+    return {**document, "timing": stopwatch.timing()}
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -143,11 +143,68 @@ IgnoreEos = Annotated[
         show_default=False,
     ),
 ]
+TypicalP = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the tokens of nearly the expected surprise that together have this probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        help="Taken from the logits of tokens that are in the output.", rich_help_panel=_SAMPLING
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(
+        help="Taken from a token's logit for each time it is in the output.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MinTokens = Annotated[
+    int | None,
+    typer.Option(help="Least tokens before the output may end.", rich_help_panel=_SAMPLING),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text that ends the output and is left out of it; may be given several times.",
+        rich_help_panel=_SAMPLING,
+        show_default=False,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        help="How many continuations to draw; several come one below the other, each when all are "
+        "done.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        help="With --json, report so many of the most likely tokens at each place.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+PromptLogprobs = Annotated[
+    int | None,
+    typer.Option(
+        help="The same for the tokens of the prompt, and the prompt's own.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 
 
 _SAMPLING_FIELDS = (
     *("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
-    *("stop_token_ids", "ignore_eos"),
+    *("stop_token_ids", "ignore_eos", "typical_p", "presence_penalty", "frequency_penalty"),
+    *("min_tokens", "stop", "n", "logprobs", "prompt_logprobs"),
 )
 
 
@@ -161,6 +218,8 @@ def preset_values(context: typer.Context) -> dict[str, dict[str, Any]]:
     sampling = {name: given[name] for name in _SAMPLING_FIELDS if name in given}
     if "stop_token_ids" in sampling:
         sampling["stop_token_ids"] = token_ids(sampling["stop_token_ids"])
+    if "stop" in sampling:
+        sampling["stop"] = tuple(sampling["stop"] or ()) or None
     return {"engine": {"max_context": given["max_context"]}, "sampling": sampling}
 
 

@@ -9,6 +9,8 @@ from support.tiny_model import tiny_llama
 
 import rfjax
 from rfjax.engine import state as steps
+from rfjax.engine.config import EngineConfig
+from rfjax.engine.runner import Runner
 from rfjax.quant.qtensor import packed_leaves
 
 _COPY = re.compile(r"= (\w+)\[([\d,]+)\]\S* (?:copy|copy-start)\(")
@@ -37,8 +39,12 @@ def decoding(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("copies") / "m.gguf"
     tiny_llama(path, width=256, ffn_width=512, n_layers=2, quantized=True)
     llm = rfjax.LLM(path, weights=request.param, compilation_cache=False)
-    asked = llm._request([3, 4, 5], rfjax.SamplingParams(max_tokens=250))
-    return llm, llm._runner._start([asked, asked])
+    asked = llm.engine.make_request([3, 4, 5], rfjax.SamplingParams(max_tokens=250))
+    return llm, runner_of(llm)._start([asked, asked])
+
+
+def runner_of(llm):
+    return Runner(llm.model.params, llm.config, EngineConfig())
 
 
 def smallest_held(llm, state):
@@ -53,7 +59,7 @@ def smallest_held(llm, state):
 
 def test_no_weight_and_no_cache_is_copied(decoding):
     llm, state = decoding
-    lowered = llm._runner._decode.lower(llm.model.params, state, np.int32(8), config=llm.config)
+    lowered = runner_of(llm)._decode.lower(llm.model.params, state, np.int32(8), config=llm.config)
     compiled = lowered.compile()
     text = compiled.as_text()
     assert " while(" in text
@@ -68,7 +74,7 @@ def test_packed_weights_are_unpacked_one_at_a_time_inside_the_loop(decoding):
     packed = packed_leaves(llm.model.params)
     if not packed:
         pytest.skip("about packed weights")
-    lowered = llm._runner._decode.lower(llm.model.params, state, np.int32(8), config=llm.config)
+    lowered = runner_of(llm)._decode.lower(llm.model.params, state, np.int32(8), config=llm.config)
     compiled = lowered.compile()
     sizes = {int(np.prod(leaf.shape)) for leaf in packed}
     plain = {leaf.size for leaf in jax.tree.leaves(llm.model.params) if leaf.ndim == 2}
