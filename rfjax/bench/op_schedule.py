@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from rfjax.bench.schedule_case import ScheduleCase
 from rfjax.engine.effects import Effects
 from rfjax.engine.metrics import Metrics, recorded
-from rfjax.engine.page_pool import PagePool, allocate, register, release
+from rfjax.engine.page_pool import PagePool, acquire, allocate, find, register, release
 from rfjax.engine.page_table import CacheGroup
 from rfjax.engine.plan import Plan
 from rfjax.engine.request import Request, make_request
@@ -155,9 +155,12 @@ class _Load:
         return self._state, self._metrics, tuple(self._results)
 
     def resume(self, saved: _Saved) -> None:
-        """Go back there."""
+        """Go back there; what an old state takes for that is no part of a burst."""
         self._state, self._metrics, results = saved
         self._results = deque(results)
+        for pool in self._state.pools:
+            acquire(pool, ())
+            find(pool, b"")
 
     def fill(self, warm_up: int) -> None:
         """Submit as many requests as are to run, compute their prompts, and go on for a while.

@@ -27,7 +27,7 @@ from rfjax.engine.planner import Planner
 from rfjax.engine.request import Request
 from rfjax.engine.scheduler_state import Draft, SchedulerState
 from rfjax.engine.sequence import (
-    TAIL,
+    NAMED_EVERY,
     AwaitingFork,
     Preempted,
     Prefilling,
@@ -98,6 +98,9 @@ class CacheLost:
     and no results of bursts under way will come.
     """
 
+
+_SPREAD = 61
+"""Sequences that began together get keys for their pages in different bursts."""
 
 Event = Submit | Cancel | Stopped | Received | Tick | CacheLost
 
@@ -193,13 +196,14 @@ def _receive(draft: Draft, burst: int, rows: Many[Many[int]], now: float) -> Non
             continue
         sequence, history = live[0], live[1]
         dispatched = live.dispatched + len(row) - steps
+        phase = history.length + number * _SPREAD
         if row:
-            tokens = tuple(row)
+            tokens, length = tuple(row), history.length + len(row)
             finish = None
-            if history.length + len(tokens) >= sequence.limit or tokens[-1] in sequence.stops:
-                finish = _finish(sequence, history.length + len(tokens), tokens[-1])
-            if finish is not None:
-                ended.append(number)
+            if length >= sequence.limit or tokens[-1] in sequence.stops:
+                finish = _finish(sequence, length, tokens[-1])
+                if finish is not None:
+                    ended.append(number)
             draft.emit(sequence, history, tokens, now, finish)
             history = continued(history, tokens, now, prefix_caching=caching)
         if isinstance(live, Preempted):
@@ -208,7 +212,7 @@ def _receive(draft: Draft, burst: int, rows: Many[Many[int]], now: float) -> Non
             continue
         _, _, slot, tables, _ = live
         live_of[number] = live = new(Running, (sequence, history, slot, tables, dispatched))
-        if len(history.tail) >= TAIL:
+        if caching and phase % NAMED_EVERY + len(row) >= NAMED_EVERY:
             draft.name(live)
     for number in ended:
         draft.close(live_of[number])

@@ -23,8 +23,8 @@ from rfjax.engine.request import Request
 _PIECE = 256 * TOKEN_BYTES
 """Length from which on a piece of output is left alone, and the next one begun."""
 
-TAIL = 256 * TOKEN_BYTES
-"""Length of the output that may wait for keys of its pages: many at once take less time."""
+NAMED_EVERY = 256
+"""Tokens of output from one time to the next that its pages get keys: many at once take less."""
 
 new = tuple.__new__
 """What a named tuple's own constructor calls, in a third of the time: `new(Running, (...))`."""
@@ -68,8 +68,9 @@ class History(NamedTuple):
     Attributes:
         length: how many they are, prompt and output.
         output: the generated ones, in pieces.
-        keys: of the pages that are full without the last token, which is not computed yet; but for
-            up to `TAIL` of output while the sequence runs, and none where prefixes are not cached.
+        keys: of the pages that are full without the last token, which is not computed yet. None
+            where prefixes are not cached; and of a running sequence, those of the last pages of
+            output, up to `NAMED_EVERY` tokens, are still to come.
         tail: the tokens behind these pages.
         time: when the last of the tokens arrived.
     """

@@ -224,7 +224,7 @@ class SchedulingWithoutPrefixes(Scheduling):
     [(Scheduling, 60), (MixedScheduling, 60), (SchedulingWithoutPrefixes, 20)],
 )
 def test_outputs_and_pages_are_right_whatever_happens(machine, examples, monkeypatch):
-    monkeypatch.setattr(scheduler, "TAIL", 20)  # five tokens: pages wait for keys, but not for long
+    monkeypatch.setattr(scheduler, "NAMED_EVERY", 5)  # pages wait for keys, but not for long
     run_state_machine_as_test(
         machine,
         settings=settings(
