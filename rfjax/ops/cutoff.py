@@ -34,14 +34,18 @@ def above_cutoff(
         target: int32, at least 1.
     """
 
-    def search(bits_at_once):
-        def run(order, weight, target):
-            return _greatest_cutoff(order, weight, target, bits_at_once)
+    def row_by_row(*rows):
+        def one(row):
+            return _greatest_cutoff(*(part[None] for part in row), bits_at_once=1)[0]
 
-        return run
+        return jax.lax.map(one, rows)
 
-    # The fewest operations, or the fewest passes over the rows; the same result.
-    cutoff = jax.lax.platform_dependent(order, weight, target, cpu=search(1), default=search(4))
+    def at_once(*rows):
+        return _greatest_cutoff(*rows, bits_at_once=4)
+
+    # The same integers by the fewest operations, on what a CPU's cache holds, or in the fewest
+    # passes.
+    cutoff = jax.lax.platform_dependent(order, weight, target, cpu=row_by_row, default=at_once)
     return order >= _signed(cutoff)[:, None]
 
 

@@ -17,10 +17,18 @@ def gumbel(
     with u near 1, as in `jax.random.gumbel`, f32 would end at 16. Finite always.
     """
 
-    def uniform(seed, position):
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
-        bits = jax.random.bits(key, (vocab,), jnp.uint32) >> 1
-        return (bits.astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-31
+    def bits(row):
+        key = jax.random.fold_in(jax.random.key(row[0], impl="threefry2x32"), row[1])
+        return jax.random.bits(key, (vocab,), jnp.uint32)
 
-    u = jnp.minimum(jax.vmap(uniform)(seeds, positions), 1.0 - 2.0**-24)
+    def row_by_row(*rows):
+        return jax.lax.map(bits, rows)
+
+    def at_once(*rows):
+        return jax.vmap(lambda *row: bits(row))(*rows)
+
+    # The same integers: a CPU makes many passes over them, and its cache holds a row.
+    drawn = jax.lax.platform_dependent(seeds, positions, cpu=row_by_row, default=at_once)
+    u = ((drawn >> 1).astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-31
+    u = jnp.minimum(u, 1.0 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-u))
