@@ -180,9 +180,12 @@ def paged_decode_attention(
     pages = (after["k"], after["v"], after.get("k_scale"), after.get("v_scale"))
     if config.splits == 1:
         return outputs[0], pages
+    acc, best, total = outputs[: len(results)]
     out = combine_attention(
         positions,
-        *outputs[: len(results)],
+        acc,
+        best,
+        total,
         terms.sinks,
         dtype=q.dtype,
         mask=mask,
@@ -219,11 +222,9 @@ def _kernel(
     dims = jnp.arange(padded_head(head_dim), dtype=jnp.int32)
 
     def body():
-        shape = (config.block_k,)
-        if not config.dot:
-            abreast = keys_abreast(head_dim, inputs["k"].dtype, config.num_warps, target)
-            abreast = min(abreast, config.block_k)
-            shape = (config.block_k // abreast, abreast)
+        abreast = keys_abreast(head_dim, inputs["k"].dtype, config.num_warps, target)
+        abreast = min(abreast, config.block_k)
+        shape = (config.block_k,) if config.dot else (config.block_k // abreast, abreast)
         keys = PagedRow(inputs, row, kv_head, dims, shape)
 
         prepare = functools.partial(
@@ -272,7 +273,7 @@ def _kernel(
         if config.dot:
             attend_by_dot(program)
         else:
-            attend_by_lanes(program, shape[1])
+            attend_by_lanes(program, abreast)
 
     if config.splits == 1:
         body()

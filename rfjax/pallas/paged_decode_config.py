@@ -90,12 +90,13 @@ def heuristic(
     warps, stages = 4, 1
     dot = _by_product(group, head_dim, dtypes, target)
     if dot:
-        served = 64 if padded_head(head_dim) <= 128 else 32
-        block_k = 32 if padded_head(head_dim) > 128 or jnp.float32 in dtypes else 64
+        large = padded_head(head_dim) > 128
+        served = 32 if large else 64
+        block_k = 32 if large or jnp.float32 in dtypes else 64
         if target == "gfx11":  # operands take twice the registers there, of which there are 256
             block_k, served, warps = 16, 16, 8
-        elif target == "cuda":
-            stages = 3
+        elif target == "cuda":  # copies of up to 48 KiB under way, four programs on a processor
+            block_k, stages = 32, 3 if large else 4
     else:
         served = UNROLLED
         packed = dtypes[1] == jnp.int8  # a lane has more elements: fewer keys fit in registers

@@ -123,7 +123,9 @@ def _draw_pages(
         (numbers if scales is None else scales)[unused] = np.nan
         arrays.append((numbers, scales))
     (k, k_scale), (v, v_scale) = arrays
-    return _Drawn(*rows, PagedLayer(k, v, k_scale, v_scale), table)
+    wide_k, wide_v = rows
+    layer = PagedLayer(k, v, k_scale, v_scale)  # pyright: ignore[reportArgumentType]
+    return _Drawn(wide_k, wide_v, layer, table)
 
 
 def _quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
