@@ -1,7 +1,6 @@
 """Measures attention of single layers: time, rates, shares of the roof, and error."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax.bench.attention_case import AttentionCase
+from rfjax.bench.attention_data import drawer, error_of
+from rfjax.bench.op_paged_attention import PagedDecode, PagedPrefill
 from rfjax.bench.roof import Roof
 from rfjax.bench.timing import seconds_per_call
 from rfjax.cache.dense import LayerCache
@@ -20,7 +21,7 @@ from rfjax.ops.attention import attention
 from rfjax.ops.decode_attention import decode_attention
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
-from rfjax.typing import Array, Float
+from rfjax.typing import Array
 
 _CHECKED_QUERIES = 16
 """Last tokens of the first sequence whose results are compared with f64."""
@@ -49,7 +50,7 @@ class AttentionResult:
 
     Attributes:
         case: the case.
-        dtype: of queries, keys and values.
+        dtype: of queries, keys and values; of queries alone where pages are int8.
         implementation: what the operation was asked for: "xla", "pallas" or "auto".
         seconds: of one layer; of a new token, rotation and writing the cache included.
         n_layers: layers in a compiled call.
@@ -70,7 +71,7 @@ class AttentionResult:
     @property
     def gb_per_s(self) -> float:
         """Keys and values read once, in 1e9 bytes a second."""
-        return self.case.kv_elements * jnp.dtype(self.dtype).itemsize / self.seconds / 1e9
+        return self.case.kv_bytes(jnp.dtype(self.dtype).itemsize) / self.seconds / 1e9
 
     @property
     def tflop_per_s(self) -> float:
@@ -118,7 +119,7 @@ def bench_attention(
     config = config or AttentionConfig()
     for case in cases:
         n_layers = _n_layers(case, dtype, config)
-        prepare = _Decode if case.kind == "decode" else _Prefill
+        prepare = _PREPARED[case.kind]
         try:
             layers = prepare(case, n_layers, dtype, policy, config.seed)
             seconds = seconds_per_call(layers, repeats=config.repeats).median / n_layers
@@ -132,13 +133,12 @@ def bench_attention(
             case, dtype, policy.implementation or "auto", seconds, n_layers, error, None, None
         )
         if roof is not None:
-            decoding = case.kind == "decode"
             copy = result.gb_per_s * 1e9 / roof.copy_bytes_per_s
             matmul = result.tflop_per_s * 1e12 / roof.matmul_flop_per_s
             result = dataclasses.replace(
                 result,
-                copy_share=copy if decoding else None,
-                matmul_share=None if decoding else matmul,
+                copy_share=copy if case.decoding else None,
+                matmul_share=None if case.decoding else matmul,
             )
         yield result
 
@@ -147,8 +147,8 @@ def _n_layers(case: AttentionCase, dtype: str, config: AttentionConfig) -> int:
     room, free = config.working_set, free_bytes(jax.devices()[0])
     if free is not None:
         room = min(room, free // 8)
-    nbytes = case.kv_elements * jnp.dtype(dtype).itemsize
-    if case.kind == "prefill":
+    nbytes = case.kv_bytes(jnp.dtype(dtype).itemsize)
+    if not case.decoding:
         return 2
     return min(_MAX_LAYERS, max(2, math.ceil(room / nbytes)))
 
@@ -160,7 +160,7 @@ class _Decode:
         self, case: AttentionCase, n_layers: int, dtype: str, policy: KernelPolicy, seed: int
     ):
         self._case = case
-        draw = _drawer(dtype, seed)
+        draw = drawer(dtype, seed)
         heads = (case.batch, case.n_heads + 2 * case.n_kv_heads, case.head_dim)
         keys = (case.batch, case.n_kv_heads, case.length, case.head_dim)
         values = (case.batch, case.n_kv_heads, case.head_dim, case.length)
@@ -201,9 +201,9 @@ class _Decode:
         """Of the first sequence in the first layer."""
         case, out = self._case, self()[0][0]
         cache = self._caches[0]
-        q = self._heads[0][0, : case.n_heads]
+        q = np.asarray(self._heads[0][0, : case.n_heads])
         found = np.asarray(out, np.float64).reshape(1, case.n_heads, case.head_dim)
-        return _error(found, q[None], cache.k[0], cache.v[0], case)
+        return error_of(found, q[None], np.asarray(cache.k[0]), np.asarray(cache.v[0]), case)
 
 
 class _Prefill:
@@ -213,7 +213,7 @@ class _Prefill:
         self, case: AttentionCase, n_layers: int, dtype: str, policy: KernelPolicy, seed: int
     ):
         self._case = case
-        draw = _drawer(dtype, seed)
+        draw = drawer(dtype, seed)
         queries = (case.batch, case.length, case.n_heads, case.head_dim)
         keys = (case.batch, case.n_kv_heads, case.length, case.head_dim)
         values = (case.batch, case.n_kv_heads, case.head_dim, case.length)
@@ -243,34 +243,15 @@ class _Prefill:
 
     def error(self) -> float:
         """Of the last tokens of the first sequence in the first layer."""
-        q, k, v = (part[0] for part in self._qkv[0])
+        q, k, v = (np.asarray(part[0]) for part in self._qkv[0])
         found = np.asarray(self()[0][0, -_CHECKED_QUERIES:], np.float64)
-        return _error(found, q[-_CHECKED_QUERIES:], k, v, self._case)
+        return error_of(found, q[-_CHECKED_QUERIES:], k, v, self._case)
 
 
-def _drawer(dtype: str, seed: int) -> Callable[[tuple[int, ...]], Array]:
-    """Normal values, other ones at each call."""
-    normal = jax.jit(jax.random.normal, static_argnums=(1, 2))
-    keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(1 << 30))
-    return lambda shape: normal(next(keys), shape, dtype)
-
-
-def _error(
-    found: np.ndarray,
-    q: Float[Array, "L N H"],
-    k: Float[Array, "K S H"],
-    v: Float[Array, "K H S"],
-    case: AttentionCase,
-) -> float:
-    """Of results `[L, N, H]` of the last L tokens, against f64."""
-    wide = functools.partial(np.asarray, dtype=np.float64)
-    group = case.n_heads // case.n_kv_heads
-    queries = wide(q).reshape(q.shape[0], case.n_kv_heads, group, case.head_dim)
-    scores = np.einsum("lkgh,ksh->lkgs", queries, wide(k)) * case.head_dim**-0.5
-    last = np.arange(case.length - q.shape[0], case.length)
-    hidden = np.arange(case.length)[None, :] > last[:, None]
-    scores = np.where(hidden[:, None, None, :], -np.inf, scores)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    expected = np.einsum("lkgs,khs->lkgh", weights, wide(v)).reshape(found.shape)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+_PREPARED = {
+    "decode": _Decode,
+    "prefill": _Prefill,
+    "paged-decode": PagedDecode,
+    "paged-prefill": PagedPrefill,
+}
+"""What is timed, by the case's kind."""

@@ -139,7 +139,9 @@ def bench(
         typer.Option(
             metavar="SHAPE,...",
             help="Matrices by name or size, by default those of Llama 3.1 8B; of attention "
-            "decode:BATCHxTOKENS and prefill:BATCHxTOKENS; of schedule SEQUENCESxBURST@PAGE.",
+            "decode:BATCHxTOKENS and prefill:BATCHxTOKENS, or over pages "
+            "paged-decode:BATCHxTOKENS[@PAGE][/int8] and paged-prefill likewise; of schedule "
+            "SEQUENCESxBURST@PAGE.",
             rich_help_panel=_OPERATIONS,
         ),
     ] = None,

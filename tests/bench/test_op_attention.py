@@ -18,15 +18,27 @@ CASES = (
     AttentionCase("decode", 2, 40, n_heads=4, n_kv_heads=2, head_dim=16),
     AttentionCase("prefill", 2, 24, n_heads=4, n_kv_heads=2, head_dim=16),
 )
+PAGED = (
+    AttentionCase("paged-decode", 2, 40, n_heads=4, n_kv_heads=2, head_dim=16, page_size=16),
+    AttentionCase("paged-prefill", 2, 150, n_heads=4, n_kv_heads=2, head_dim=16),
+    AttentionCase("paged-prefill", 1, 40, n_heads=4, n_kv_heads=2, head_dim=16, packed=True),
+)
 
 
 def test_cases():
     assert [case.name for case in attention_cases()] == list(SHAPES)
     decode, prefill = CASES
-    assert decode.kv_elements == 2 * 2 * 2 * 40 * 16
+    assert decode.kv_bytes(2) == 2 * 2 * 2 * 40 * 16 * 2
     assert decode.flops == 4 * 2 * 4 * 16 * 40
     assert prefill.flops == 4 * 2 * 4 * 16 * (24 * 25 // 2)
-    for text in ("decode", "decode:4096", "score:1x2", "decode:0x5"):
+    assert PAGED[2].kv_bytes(2) == 2 * 2 * 40 * (16 + 4)
+    assert PAGED[1].flops == 4 * 2 * 4 * 16 * (150 * 151 // 2)
+    named = ("paged-decode:1x32768", "paged-decode:2x64@16", "paged-prefill:8x2048@64/int8")
+    assert [case.name for case in attention_cases(named)] == list(named)
+    (packed,) = attention_cases(named[2:])
+    assert (packed.page_size, packed.packed) == (64, True)
+    wrong = ("decode:1x2@16", "decode:1x2/int8", "paged-decode:1x2@24", "paged-decode:1x2@8")
+    for text in ("decode", "decode:4096", "score:1x2", "decode:0x5", *wrong):
         with pytest.raises(ConfigError):
             attention_cases((text,))
 
@@ -48,6 +60,19 @@ def test_attention_is_measured_and_right():
     assert lines[2].startswith("| decode:2x40")
     found = json.loads("".join(attention_report(results, "json")))
     assert [row["kind"] for row in found] == ["decode", "prefill"]
+
+
+def test_attention_over_pages_is_measured_and_right():
+    results = list(
+        bench_attention(PAGED, dtype="float32", config=SMALL, roof=Roof(1e9, 1e9, "float32"))
+    )
+    assert [result.case for result in results] == list(PAGED)
+    assert all(result.error < 1e-6 for result in results)
+    decode, prefill, _ = results
+    assert decode.copy_share == pytest.approx(decode.gb_per_s)
+    assert prefill.matmul_share == pytest.approx(prefill.tflop_per_s * 1e3)
+    lines = "".join(attention_report(results, "md")).splitlines()
+    assert lines[2].startswith("| paged-decode:2x40@16")
 
 
 def test_a_kernel_that_declines_is_told_of():
