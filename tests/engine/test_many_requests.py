@@ -12,10 +12,10 @@ from rfjax.engine.config import EngineConfig
 pytestmark = pytest.mark.quick_compile
 
 ENGINE = EngineConfig(
-    max_batch_size=32,
+    max_batch_size=8,
     max_context=96,
-    prefill_chunk=32,
-    token_budget=128,
+    prefill_chunk=16,
+    token_budget=40,
     page_size=16,
     burst=8,
     mixed_burst=4,
@@ -46,12 +46,12 @@ def serve(engine, vocab_size, seeds, rng):
     """Serve requests that arrive bit by bit, and cancel some; their handles by seed."""
     handles, arriving = {}, list(seeds)
     while arriving or engine.has_work:
-        for seed in arriving[: rng.randrange(24)]:
+        for seed in arriving[: rng.randrange(12)]:
             handles[seed] = engine.submit(drawn(seed, engine, vocab_size))
             arriving.remove(seed)
         engine.step()
         live = [seed for seed, handle in handles.items() if not handle.done]
-        for seed in rng.sample(live, len(live) // 16):
+        for seed in rng.sample(live, len(live) // 24):
             engine.cancel(str(seed))
     return handles
 
