@@ -76,8 +76,8 @@ def expected_typical(logits, kept, typical_p):
     share = shares_of(logits, kept)
     surprise = np.where(kept, -np.log(np.where(kept, share, 1)), np.inf)
     distance = np.abs(surprise - (share[kept] * surprise[kept]).sum())
-    apart = np.diff(np.unique(np.round(distance[kept], 12)))
-    assume(np.all(apart > 1e-5))  # otherwise rounding orders them
+    apart = np.diff(np.unique(np.round(distance[kept], 12))).min(initial=1.0)
+    assume(apart > 1e-5)  # otherwise rounding orders them
     return nearest_with(share, np.round(distance, 12), kept, typical_p)
 
 
