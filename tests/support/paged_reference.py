@@ -58,13 +58,6 @@ def random_table(rng, batch, max_pages, n_pages):
     return pages.reshape(batch, max_pages).astype(np.int32)
 
 
-def dense_rows(pages, table):
-    """Pages [P, K, C, H] as the rows [B, K, M * C, H] that a table makes of them."""
-    found = np.asarray(pages)[np.asarray(table)]
-    batch, n, n_kv, size, head_dim = found.shape
-    return found.transpose(0, 2, 1, 3, 4).reshape(batch, n_kv, n * size, head_dim)
-
-
 def poisoned(pages, table, positions, mask):
     """Pages with NaN wherever no row's next query looks.
 
