@@ -99,7 +99,9 @@ def _advanced(book: Book, event: Event, rows: Mapping[int, RowResult]) -> tuple[
         if row is None:
             shown.append(Shown(output, [], None))
         else:
-            tops = row.top_logprobs
-            shown.append(Shown(output, row.logprobs[:n], None if tops is None else tops[:n]))
+            logprobs, tops = row.logprobs, row.top_logprobs
+            if n < len(logprobs):  # the sequence ended before
+                logprobs, tops = logprobs[:n], None if tops is None else tops[:n]
+            shown.append(Shown(output, logprobs, tops))
     metrics = recorded(book.metrics, state, effects)
     return Book(state, metrics, (*book.news, *shown)), effects.plan

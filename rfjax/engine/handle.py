@@ -60,9 +60,9 @@ class SampleHandle:
             Why the sequence is over, if it is: the scheduler may not know it yet.
         """
         output = news.output
-        n_before = self._entries[-1].n_tokens if self._entries else 0
-        if self.finish is not None or (output.finish is None and output.n_output == n_before):
-            return self.finish
+        _, n_before, finish = self._entries[-1] if self._entries else (None, 0, None)
+        if finish is not None or (output.finish is None and output.n_output == n_before):
+            return finish
         assert output.n_output == n_before + len(output.token_ids)
         text, self._text = self._text or self._replayed(), None
         try:
@@ -70,21 +70,21 @@ class SampleHandle:
         except RequestError as error:  # the model chose a token that the tokenizer does not have
             read = TextPiece("", len(output.token_ids), Failed(str(error)))
         tops = news.top_logprobs if self._request.params.logprobs else None
-        n = read.n_tokens
+        shown, n, finish = read
         piece = StreamOutput(
-            text=read.text,
+            text=shown,
             token_ids=list(output.token_ids[:n]),
             logprobs=news.logprobs[:n],
-            finish_reason=None if read.finish is None else read.finish.reason,
-            stop_reason=stop_reason_of(read.finish, self._request),
+            finish_reason=None if finish is None else finish.reason,
+            stop_reason=None if finish is None else stop_reason_of(finish, self._request),
             top_logprobs=None if tops is None else tops[:n],
-            error=error_of(read.finish),
+            error=None if finish is None else error_of(finish),
             request_id=self._request.id,
             sample=self._index,
         )
-        self._entries.append(_Entry(piece, output.n_output, read.finish))
+        self._entries.append(_Entry(piece, output.n_output, finish))
         self._text = text
-        return read.finish
+        return finish
 
     def output(self) -> SampleOutput:
         """The whole; of a sequence that has ended."""

@@ -1,6 +1,7 @@
 """What requests give, whole and in pieces. No JAX."""
 
 import dataclasses
+from typing import NamedTuple
 
 from rfjax.engine.finish import Failed, Finish, FinishReason, StopString, StopToken
 from rfjax.engine.request import Request
@@ -89,8 +90,7 @@ class RequestOutput:
         return self.samples[0].error
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamOutput:
+class StreamOutput(NamedTuple):
     """A piece of a running generation; a sample's last one has a finish reason.
 
     Fields as in `SampleOutput`, of what is new since the sample's piece before. `text` lags behind
@@ -112,7 +112,7 @@ class StreamOutput:
     sample: int = 0
 
 
-def stop_reason_of(finish: Finish | None, request: Request) -> int | str | None:
+def stop_reason_of(finish: Finish, request: Request) -> int | str | None:
     """What stopped a sequence, as vLLM reports it."""
     match finish:
         case StopString(string):
@@ -123,6 +123,6 @@ def stop_reason_of(finish: Finish | None, request: Request) -> int | str | None:
             return None
 
 
-def error_of(finish: Finish | None) -> str | None:
+def error_of(finish: Finish) -> str | None:
     """What went wrong with a sequence, if anything did."""
     return finish.message if isinstance(finish, Failed) else None

@@ -7,7 +7,7 @@ back until that is decided.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rfjax.engine.finish import Finish, StopString, StopToken
 from rfjax.engine.sampling_params import SamplingParams
@@ -69,8 +69,7 @@ class StopScanner:
         return 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextPiece(NamedTuple):
     """New text of a sequence.
 
     Attributes:
