@@ -6,7 +6,6 @@ block spans fewer positions that way, so that less is computed in vain at the di
 tokens fill a block as well. Page ids come one block ahead of the keys they find.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -20,116 +19,15 @@ from rfjax.pallas.exponential import LOG2_E, exp2
 from rfjax.pallas.key_span import key_span
 from rfjax.pallas.online_softmax import FLOOR, weigh
 from rfjax.pallas.page_tile import PagedRow
+from rfjax.pallas.paged_prefill_config import SMALLEST, Config, head_parts, heuristic
 from rfjax.pallas.softcap import softcapped
-from rfjax.pallas.target import Target, shared_memory
+from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
 from rfjax.typing import Array, Float, Int
-
-_SMALLEST = 16
-"""Least size of a block that the matrix units take."""
 
 _LARGEST_HEAD = 256
 
 _FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How the work is cut.
-
-    `block_q` rows, each a query head of a token, by `block_k` keys a step, both powers of two of
-    at least 16.
-    """
-
-    block_q: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-def heuristic(
-    length: int,
-    group: int,
-    capacity: int,
-    head_dim: int,
-    dtype: jnp.dtype,
-    page_dtype: jnp.dtype,
-    target: Target,
-) -> Config:
-    """A setting for any shape.
-
-    Args:
-        length: queries a row.
-        group: query heads of a kv head.
-        capacity: most keys that a row's table finds.
-        head_dim: elements of a head.
-        dtype: of the queries.
-        page_dtype: of the keys and values.
-        target: whose instructions are used.
-    """
-    block_q = min(128, max(_SMALLEST, pl.next_power_of_2(length * group)))
-    block_k = min(64, max(_SMALLEST, pl.next_power_of_2(capacity)))
-    parts = head_parts(head_dim)
-    wide, packed = sum(size for _, size in parts) > 128, jnp.dtype(page_dtype) == jnp.int8
-    if jnp.dtype(dtype) == jnp.float32:
-        if target == "gfx9":
-            return Config(min(block_q, 32), min(block_k, 32), 4, 1)
-        return Config(_SMALLEST, _SMALLEST, 8, 1)
-    if target == "gfx11":  # operands take twice the registers there, of which there are 256
-        if wide:
-            return Config(32, _SMALLEST, 16 if len(parts) == 1 else 8, 1)
-        return Config(min(block_q, 32 if packed else 64), min(block_k, 32), 8, 1)
-    if target == "cuda":
-        roomy = shared_memory(target) >= 160 << 10
-        warps = 8 if block_q == 128 else 4
-        if wide and not roomy:
-            return Config(min(block_q, 64), min(block_k, 32), 8, 2)
-        if wide:
-            return Config(block_q, min(block_k, 32), warps, 3)
-        # With two stages a block's loads begin when the one before is done with.
-        return Config(block_q, block_k, warps, 3 if roomy or packed or head_dim <= 64 else 2)
-    if wide:
-        return Config(min(block_q, 64), min(block_k, 32), 4, 1)
-    if packed and head_dim > 64:
-        return Config(min(block_q, 64), block_k, 4, 1)
-    return Config(block_q, block_k, 8, 1)
-
-
-def tuning_space(
-    length: int,
-    group: int,
-    capacity: int,
-    head_dim: int,
-    dtype: jnp.dtype,
-    page_dtype: jnp.dtype,
-    target: Target,
-) -> tuple[Config, ...]:
-    """Settings worth timing, the heuristic's first."""
-    first = heuristic(length, group, capacity, head_dim, dtype, page_dtype, target)
-    if jnp.dtype(dtype) == jnp.float32:
-        return (first,)
-    others = [
-        Config(block_q, block_k, warps, stages)
-        for block_q in (64, 128)
-        for block_k in (32, 64, 128)
-        for warps in (4, 8)
-        for stages in ((2, 3, 4) if target == "cuda" else (1, 2))
-        if block_q <= max(first.block_q, 64) and block_k <= max(_SMALLEST, capacity)
-    ]
-    return (first, *(config for config in others if config != first))
-
-
-def head_parts(head_dim: int) -> tuple[tuple[int, int], ...]:
-    """First element and size of the parts that a head is computed in: one, or two.
-
-    Sizes are powers of two of at least 16. Heads of 80 and 96 are 64 + 16 and 64 + 32, and not
-    padded to 128, which would be half or a third more to load and to multiply.
-    """
-    padded = max(_SMALLEST, pl.next_power_of_2(head_dim))
-    if padded >= 128 and head_dim <= padded * 3 // 4:
-        half = padded // 2
-        return ((0, half), (half, max(_SMALLEST, pl.next_power_of_2(head_dim - half))))
-    return ((0, padded),)
 
 
 def declines(q: Array, k_pages: Array, v_pages: Array, scale: float, target: Target) -> str | None:
@@ -145,8 +43,8 @@ def declines(q: Array, k_pages: Array, v_pages: Array, scale: float, target: Tar
         return "the matrix units of this device do not multiply f32 in full precision"
     if head_dim > _LARGEST_HEAD:
         return f"its largest head dim is {_LARGEST_HEAD}, got {head_dim}"
-    if page_size & (page_size - 1) or page_size < _SMALLEST:
-        return f"a page must have a power of two of tokens from {_SMALLEST}, got {page_size}"
+    if page_size & (page_size - 1) or page_size < SMALLEST:
+        return f"a page must have a power of two of tokens from {SMALLEST}, got {page_size}"
     if k_pages.dtype == jnp.int8 and 2**31 < k_pages.size <= 2**32:
         # JAX 0.10 to 0.12 index such an array with 32 bits and take them as signed.
         return f"pages of 8 bits must not have between 2 and 4 GiB, got {n_pages} pages"

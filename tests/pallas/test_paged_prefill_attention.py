@@ -15,14 +15,8 @@ from support.paged_reference import dequantized, paged_attention_reference, rand
 from rfjax.cache.paged import quantize_heads
 from rfjax.ops.mask import Mask
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
-from rfjax.pallas import paged_prefill_attention as module
-from rfjax.pallas.paged_prefill_attention import (
-    Config,
-    declines,
-    head_parts,
-    heuristic,
-    paged_prefill_attention,
-)
+from rfjax.pallas.paged_prefill_attention import declines, paged_prefill_attention
+from rfjax.pallas.paged_prefill_config import Config
 
 pytestmark = pytest.mark.quick_compile
 
@@ -159,19 +153,6 @@ def test_any_head_dim(size):
     assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_parts_of_a_head():
-    """They follow each other, are powers of two, and reach its end."""
-    for head_dim in range(1, 257):
-        end = 0
-        for start, size in head_parts(head_dim):
-            assert start == end < head_dim
-            assert size >= 16
-            assert size & (size - 1) == 0
-            end += size
-        assert end >= head_dim
-    assert head_parts(80) == ((0, 64), (64, 16))
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_pages_of_8_bits(dtype):
     """With scales that are not numbers where nobody looks."""
@@ -272,35 +253,6 @@ def test_scores_of_any_size(factor):
     arguments = q * np.float32(factor), k, v, table, positions, lengths, Mask()
     found = kernel(*arguments, Config(16, 16, 4, 1))
     assert_allclose(found, paged_attention_reference(*arguments, SCALE), atol=1e-5)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    length=st.integers(1, 128),
-    group=st.integers(1, 16),
-    pages=st.integers(1, 300),
-    head_dim=st.integers(1, 256),
-    dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
-    page_dtype=st.sampled_from(["bfloat16", "int8"]),
-)
-def test_the_heuristic_answers_for_every_shape(
-    target, length, group, pages, head_dim, dtype, page_dtype
-):
-    shape = (length, group, 16 * pages, head_dim, jnp.dtype(dtype), jnp.dtype(page_dtype), target)
-    config = heuristic(*shape)
-    assert config.block_q & (config.block_q - 1) == 0 == config.block_k & (config.block_k - 1)
-    assert min(config.block_q, config.block_k) >= 16
-    space = module.tuning_space(*shape)
-    assert space[0] == config
-    assert len(set(space)) == len(space)
-
-
-def test_with_more_shared_memory_loads_are_further_ahead(monkeypatch):
-    shape = (128, 4, 4096, 128, jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), "cuda")
-    assert heuristic(*shape).num_stages == 2
-    monkeypatch.setattr(module, "shared_memory", lambda target: 227 << 10)
-    assert heuristic(*shape).num_stages == 3
 
 
 def test_what_it_declines():
