@@ -231,7 +231,8 @@ class Draft:
         keys = history.keys
         for pages, (dead, owned) in zip(self._named, tables, strict=True):
             first = max(len(before.keys), dead)
-            pages += zip(keys[first:], owned[first - dead : len(keys) - dead], strict=True)
+            end = max(first, len(keys))  # more may lie behind a window than have keys
+            pages += zip(keys[first:], owned[first - dead : end - dead], strict=True)
         self.live[sequence.id] = live = Running(sequence, history, slot, tables, dispatched)
         return live
 

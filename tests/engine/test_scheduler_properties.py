@@ -51,6 +51,7 @@ MIXED = dataclasses.replace(
 )
 MIXED = dataclasses.replace(MIXED, groups=(CacheGroup("full", 19), *MIXED.groups[1:]))
 NO_PREFIXES = dataclasses.replace(FULL, prefix_caching=False)
+MIXED_NO_PREFIXES = dataclasses.replace(MIXED, prefix_caching=False)
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -219,9 +220,18 @@ class SchedulingWithoutPrefixes(Scheduling):
     config = NO_PREFIXES
 
 
+class MixedSchedulingWithoutPrefixes(MixedScheduling):
+    config = MIXED_NO_PREFIXES
+
+
 @pytest.mark.parametrize(
     ("machine", "examples"),
-    [(Scheduling, 60), (MixedScheduling, 60), (SchedulingWithoutPrefixes, 20)],
+    [
+        (Scheduling, 60),
+        (MixedScheduling, 60),
+        (SchedulingWithoutPrefixes, 20),
+        (MixedSchedulingWithoutPrefixes, 20),
+    ],
 )
 def test_outputs_and_pages_are_right_whatever_happens(machine, examples, monkeypatch):
     monkeypatch.setattr(scheduler, "NAMED_EVERY", 5)  # pages wait for keys, but not for long
