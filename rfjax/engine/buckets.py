@@ -1,7 +1,6 @@
 """Array sizes are rounded up to few values, so that few programs are compiled."""
 
 SMALLEST_CAPACITY = 64
-SMALLEST_CHUNK = 16
 
 
 def round_up_power_of_two(n: int, least: int = 1) -> int:
@@ -14,16 +13,3 @@ def round_up_bucket(n: int) -> int:
     power = round_up_power_of_two(n)
     between = power // 4 * 3
     return between if n <= between else power
-
-
-def prefill_chunks(n_tokens: int, chunk: int) -> list[tuple[int, int]]:
-    """(start, length) of the steps that cover `n_tokens`: whole chunks, then a bucketed rest.
-
-    `chunk` is a power of two, so every (start + length) is at most the power of two at or above
-    `max(n_tokens, SMALLEST_CHUNK)`.
-    """
-    steps = [(start, chunk) for start in range(0, n_tokens - chunk + 1, chunk)]
-    done = len(steps) * chunk
-    if done < n_tokens:
-        steps.append((done, round_up_power_of_two(n_tokens - done, SMALLEST_CHUNK)))
-    return steps

@@ -108,6 +108,17 @@ def test_a_requests_tokens_are_the_same_whatever_is_beside_it(model, alone, sett
     assert engine.free_pages == tuple(group.n_pages - 1 for group in settings.get("groups", GROUPS))
 
 
+def test_prefill_equals_decode_steps_bit_for_bit(model):
+    """What was generated token by token, given as a prompt, goes on in the same way."""
+    engine = make_engine(model, prefix_caching=False)
+    (whole,) = generate(engine, [prompt(17)], [params_of(0)])
+    for n in (1, 8, 15, 23):
+        longer = [*prompt(17), *whole.token_ids[:n]]
+        (rest,) = generate(engine, [longer], [params_of(0, max_tokens=24 - n)])
+        assert rest.token_ids == whole.token_ids[n:]
+        assert rest.logprobs == whole.logprobs[n:]
+
+
 def test_a_cached_prefix_changes_nothing(model, alone):
     engine = make_engine(model)
     long = LENGTHS.index(100)
