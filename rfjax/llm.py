@@ -104,7 +104,12 @@ class LLM:
 
     @property
     def max_context(self) -> int:
-        """Most tokens of a sequence, prompt and output."""
+        """Most tokens of a sequence, prompt and output.
+
+        The engine, once it is made, may allow less than the model does, where memory is short.
+        """
+        if self._engine is not None:
+            return self._engine.max_context
         return self._settings.max_context or self._model.config.context_length
 
     @property
@@ -237,8 +242,11 @@ class LLM:
     ) -> PerplexityResult:
         """Perplexity of a text as llama-perplexity counts it.
 
-        See `rfjax.evals.perplexity.perplexity`, whose arguments these are.
+        See `rfjax.evals.perplexity.perplexity`, whose arguments these are. The engine's cache makes
+        room for it: prefixes of earlier prompts are computed again.
         """
+        if self._engine is not None:
+            self._engine.release()
         return perplexity(
             self._model,
             text,

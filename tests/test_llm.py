@@ -1,7 +1,9 @@
 """The LLM class: generation, streaming, chat, perplexity, and what bad input gets."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import jax
 import numpy as np
@@ -145,6 +147,15 @@ def test_an_interrupted_call_leaves_nothing_behind(llm, monkeypatch, call, error
     monkeypatch.undo()
     assert llm.generate(["the", "other"], GREEDY) == wanted
     assert not llm.engine.has_work
+
+
+def test_perplexity_has_the_room_of_the_cache(llm):
+    expected = llm.generate("the", GREEDY)
+    cache = [weakref.ref(leaf) for leaf in jax.tree.leaves(llm.engine._device._cache)]
+    llm.perplexity(list(range(3, 100)), n_ctx=32)
+    gc.collect()
+    assert not any(reference() for reference in cache)
+    assert llm.generate("the", GREEDY) == expected
 
 
 def test_coroutines_share_the_engine(llm):

@@ -29,3 +29,7 @@ class Device(Protocol):
     def reset(self) -> None:
         """Make all pages and rows anew, whatever state a failure left them in."""
         ...
+
+    def release(self) -> None:
+        """Give up pages and rows; `reset` comes before the next plan."""
+        ...

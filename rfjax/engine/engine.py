@@ -87,6 +87,11 @@ class Engine:
         return self._book.metrics
 
     @property
+    def max_context(self) -> int:
+        """Most tokens of a sequence, prompt and output."""
+        return self._sizes.max_context
+
+    @property
     def now(self) -> float:
         """The time on the engine's clock, which deadlines refer to."""
         return self._clock()
@@ -245,6 +250,16 @@ class Engine:
         finally:
             if not handle.done:
                 self.cancel(handle.id)
+
+    def release(self) -> None:
+        """Free the memory of the cache until a request needs it, and forget cached prefixes.
+
+        Requests under way go back to the queue and are computed again by the next step.
+        """
+        with self._stepping:
+            self._broken = True
+            self._forget()
+            self._device.release()
 
     def has_started(self, request_id: str) -> bool:
         """Whether a request is under way and was admitted at least once."""

@@ -85,6 +85,13 @@ class PlanRunner:
         with device_memory():
             self._reset()
 
+    def release(self) -> None:
+        """Free the device's memory but for the weights; `reset` takes it again."""
+        self._cache: Any = None
+        self._rows: Any = None
+        self._counts: Any = None
+        self._tables: Any = None
+
     def dispatch(self, plan: Plan) -> Burst:
         """Start a plan behind those before it, and do not wait for it.
 
@@ -95,11 +102,7 @@ class PlanRunner:
             return self._dispatch(plan)
 
     def _reset(self) -> None:
-        # Freed before the new ones are made.
-        self._cache: Any = None
-        self._rows: Any = None
-        self._counts: Any = None
-        self._tables: Any = None
+        self.release()  # before the new ones are made
         sizes, config = self._sizes, self._config
         self._n_stop = self._n_bias = _LEAST_LISTED
         self._n_logprobs: dict[int, int | None] = {}

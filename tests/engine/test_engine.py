@@ -331,6 +331,20 @@ def test_prefixes_stay_cached_between_requests():
     assert engine.metrics.running == engine.metrics.waiting == 0
 
 
+def test_memory_is_given_up_and_taken_again():
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    handles = [submit(engine, "a", 30), submit(engine, "b")]
+    engine.step()
+    engine.release()
+    assert runner.lost
+    assert engine.free_pages == (SIZES.groups[0].n_pages - 1,)
+    engine.run_until_done()
+    for handle in handles:
+        assert handle.output().token_ids == expected(handle.request, 0)[0]
+    check_at_rest(engine)
+
+
 def test_several_threads_submit_cancel_and_step():
     engine = make_engine(sizes=dataclasses.replace(SIZES, max_queue=100))
     done = {}

@@ -70,6 +70,9 @@ class FakeRunner:
         self.device = FakeDevice(self.sizes)
         self.lost = False
 
+    def release(self):
+        self.lost = True
+
     def called(self, name, before=True):
         self.calls.append(name)
         if before:
