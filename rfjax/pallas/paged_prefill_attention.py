@@ -90,8 +90,8 @@ def paged_prefill_attention(
     n_kv, page_size = k_pages.shape[1:3]
     group = n_heads // n_kv
     if config is None:
-        capacity = table.shape[1] * page_size
-        config = heuristic(length, group, capacity, head_dim, q.dtype, k_pages.dtype, target)
+        capacity, dtypes = table.shape[1] * page_size, (q.dtype, k_pages.dtype)
+        config = heuristic(batch, length, (n_heads, n_kv), capacity, head_dim, dtypes, target)
     operands = {
         "positions": query_positions,
         "lengths": key_lengths,

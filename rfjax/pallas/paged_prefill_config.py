@@ -10,6 +10,9 @@ from rfjax.pallas.target import Target, shared_memory
 SMALLEST = 16
 """Least size of a block that the matrix units take."""
 
+_PROCESSORS = 128
+"""Programs below which a large GPU has processors without work."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -39,30 +42,33 @@ def head_parts(head_dim: int) -> tuple[tuple[int, int], ...]:
 
 
 def heuristic(
+    batch: int,
     length: int,
-    group: int,
+    heads: tuple[int, int],
     capacity: int,
     head_dim: int,
-    dtype: jnp.dtype,
-    page_dtype: jnp.dtype,
+    dtypes: tuple[jnp.dtype, jnp.dtype],
     target: Target,
 ) -> Config:
     """A setting for any shape.
 
     Args:
-        length: queries a row.
-        group: query heads of a kv head.
+        batch: rows.
+        length: queries of each.
+        heads: counts of query and of kv heads.
         capacity: most keys that a row's table finds.
         head_dim: elements of a head.
-        dtype: of the queries.
-        page_dtype: of the keys and values.
+        dtypes: of the queries, and of the keys and values.
         target: whose instructions are used.
     """
-    block_q = min(128, max(SMALLEST, pl.next_power_of_2(length * group)))
+    n_heads, n_kv = heads
+    dtype, page_dtype = map(jnp.dtype, dtypes)
+    n_rows = length * (n_heads // n_kv)
+    block_q = min(128, max(SMALLEST, pl.next_power_of_2(n_rows)))
     block_k = min(64, max(SMALLEST, pl.next_power_of_2(capacity)))
     parts = head_parts(head_dim)
-    wide, packed = sum(size for _, size in parts) > 128, jnp.dtype(page_dtype) == jnp.int8
-    if jnp.dtype(dtype) == jnp.float32 and target != "interpret":
+    wide, packed = sum(size for _, size in parts) > 128, page_dtype == jnp.int8
+    if dtype == jnp.float32 and target != "interpret":
         if target == "gfx9":
             return Config(min(block_q, 32), min(block_k, 32), 4, 1)
         return Config(SMALLEST, SMALLEST, 8, 1)
@@ -72,8 +78,10 @@ def heuristic(
         return Config(min(block_q, 32 if packed else 64), min(block_k, 32), 8, 1)
     if target == "cuda":  # within the shared memory that there is
         roomy = shared_memory(target) >= 160 << 10
-        if jnp.dtype(page_dtype) == jnp.float32:
+        if page_dtype == jnp.float32:
             block_k = max(SMALLEST, block_k // 2)
+        if batch * n_kv * pl.cdiv(n_rows, 128) < _PROCESSORS:
+            block_q = min(block_q, 64)
         warps = 8 if block_q == 128 else 4
         if wide:
             block_k = max(SMALLEST, block_k // 2)
@@ -89,17 +97,17 @@ def heuristic(
 
 
 def tuning_space(
+    batch: int,
     length: int,
-    group: int,
+    heads: tuple[int, int],
     capacity: int,
     head_dim: int,
-    dtype: jnp.dtype,
-    page_dtype: jnp.dtype,
+    dtypes: tuple[jnp.dtype, jnp.dtype],
     target: Target,
 ) -> tuple[Config, ...]:
     """Settings worth timing, the heuristic's first."""
-    first = heuristic(length, group, capacity, head_dim, dtype, page_dtype, target)
-    if jnp.dtype(dtype) == jnp.float32:
+    first = heuristic(batch, length, heads, capacity, head_dim, dtypes, target)
+    if jnp.dtype(dtypes[0]) == jnp.float32:
         return (first,)
     others = [
         Config(block_q, block_k, warps, stages)
