@@ -22,6 +22,7 @@ from rfjax.ops.mask import Mask
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.rope import apply_rope
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
+from rfjax.pallas.page_write import quantize_head
 from rfjax.pallas.paged_decode_attention import declines, paged_decode_attention
 from rfjax.pallas.paged_decode_config import (
     Config,
@@ -418,3 +419,13 @@ def test_what_it_declines():
     assert "256" in (answer(Case(size=257)) or "")
     assert "rotated" in (answer(Case(size=8, half=8)) or "")
     assert "positive" in (answer(Case(), scale=-1.0) or "")
+
+
+def test_numbers_are_rounded_the_same_without_an_instruction_for_it():
+    """As on GPUs; not compiled, lest XLA simplify what they do not."""
+    x = jnp.concatenate([jnp.arange(-254, 255, dtype=jnp.float32) / 2, jnp.asarray([0.49999997])])
+    for head in (x, x * 0.37):
+        values, scale = quantize_head(head, "cuda")
+        wanted, wanted_scale = quantize_heads(head)
+        assert_array_equal(values, wanted)
+        assert_array_equal(scale, wanted_scale)
