@@ -33,7 +33,7 @@ _SCHEDULE_TIMES = (
     *("submit", "tick", "received", "metrics", "mean", "median", "worst", "collecting"),
 )
 _SCHEDULE_COLUMNS = (
-    ("shape", -18),
+    ("shape", -23),
     ("tokens", 6),
     *((f"{name} ms", len(name) + 3) for name in _SCHEDULE_TIMES),
 )

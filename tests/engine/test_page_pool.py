@@ -58,6 +58,25 @@ def test_the_least_recently_used_idle_page_is_given_out_first():
         assert find(pool, keys[n]) is None
 
 
+def test_pages_taken_from_among_many_idle_ones_leave_the_order_of_the_others():
+    pool, pages = allocate(make_pool(1001), 1000)
+    keys = [page.to_bytes(2, "big") for page in pages]
+    known = list(zip(pages, keys, strict=True))
+    pool = register(pool, [(key, page) for page, key in known])
+    for at in range(0, 1000, 50):
+        pool = release(pool, known[at : at + 50])
+    taken = [*pages[40:60], *pages[300:700], pages[999]]
+    pool = acquire(pool, taken)
+    check_pool(pool, collections.Counter(taken))
+    pool = release(pool, [(pages[999], keys[999]), (pages[40], keys[40])])
+    still_taken = set(taken) - {pages[999], pages[40]}
+    check_pool(pool, collections.Counter(still_taken))
+    left = [page for page in pages if page not in taken]
+    pool, given = allocate(pool, 581)
+    assert list(given) == [*left, pages[999], pages[40]]
+    check_pool(pool, collections.Counter([*given, *still_taken]))
+
+
 def test_free_pages_are_given_out_before_idle_ones():
     pool, (a, b) = allocate(make_pool(3), 2)
     pool = release(register(pool, [(b"key", a)]), [(a, b"key"), (b, None)])
