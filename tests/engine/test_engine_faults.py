@@ -151,7 +151,10 @@ def test_a_stream_that_fails_ends_its_request_and_no_other(undisturbed):
 class Interrupts:
     """Raises KeyboardInterrupt at one line of the engine's own modules, the `at`-th that runs."""
 
-    FILES = ("engine.py", "book.py", "handle.py", "stop.py", "scheduler.py", "scheduler_state.py")
+    FILES = (
+        *("engine.py", "book.py", "handle.py", "stop.py", "scheduler.py", "scheduler_state.py"),
+        *("planner.py", "page_pool.py", "page_table.py", "persistent.py", "sequence.py"),
+    )
 
     def __init__(self, at=None):
         self.at = at
