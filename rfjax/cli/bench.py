@@ -140,8 +140,8 @@ def bench(
             metavar="SHAPE,...",
             help="Matrices by name or size, by default those of Llama 3.1 8B; of attention "
             "decode:BATCHxTOKENS and prefill:BATCHxTOKENS, or over pages "
-            "paged-decode:BATCHxTOKENS and paged-prefill likewise, where @PAGE and /int8 may follow; "
-            "of schedule SEQUENCESxBURST@PAGE.",
+            "paged-decode:BATCHxTOKENS and paged-prefill likewise, where @PAGE and /int8 may "
+            "follow; of schedule SEQUENCESxBURST@PAGE.",
             rich_help_panel=_OPERATIONS,
         ),
     ] = None,
