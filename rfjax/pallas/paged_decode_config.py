@@ -92,11 +92,13 @@ def heuristic(
     if dot:
         large = padded_head(head_dim) > 128
         served = 32 if large else 64
-        block_k = 32 if large or jnp.float32 in dtypes else 64
+        block_k = 32
         if target == "gfx11":  # operands take twice the registers there, of which there are 256
             block_k, served, warps = 16, 16, 8
         elif target == "cuda":  # copies of up to 48 KiB under way, four programs on a processor
-            block_k, stages = 32, 3 if large else 4
+            stages = 3 if large else 4
+        elif jnp.float32 not in dtypes:  # within the local memory of gfx950, which copies to it
+            block_k, stages = 16 if large else 32, 2
     else:
         served = UNROLLED
         packed = dtypes[1] == jnp.int8  # a lane has more elements: fewer keys fit in registers
@@ -109,8 +111,9 @@ def heuristic(
         wanted = max(_PROGRAMS // programs, capacity // _MOST_KEYS, 1)
         most = min(capacity // block_k, MAX_SPLITS)
         splits = 1 << (min(wanted, most).bit_length() - 1)
-    # A pipeline that the compiler makes runs dry between two loops.
-    return Config(block_k, splits, served, warps, stages, dot, peel=not dot or stages == 1)
+    # A pipeline runs dry between two loops; but on AMD GPUs masked loads are branches.
+    peel = not dot or target != "cuda"
+    return Config(block_k, splits, served, warps, stages, dot, peel)
 
 
 def _by_product(
@@ -123,7 +126,8 @@ def _by_product(
         return True
     if target == "gfx11" and padded_head(head_dim) > 128:  # operands would not fit in registers
         return False
-    return group > (2 if target == "gfx11" and dtypes[1] == jnp.int8 else UNROLLED)
+    few = target == "gfx9" or (target == "gfx11" and dtypes[1] == jnp.int8)
+    return group > (2 if few else UNROLLED)
 
 
 def tuning_space(
