@@ -238,6 +238,9 @@ class _Device:
     def reset(self) -> None:
         """Nothing is ever lost here."""
 
+    def release(self) -> None:
+        """Nothing is held either."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:

@@ -27,7 +27,7 @@ def prompt_step(
         key_lengths=jnp.full((batch,), start + length, jnp.int32),
     )
     hidden, cache_after = hidden_states(params, tokens.reshape(-1), inputs, cache, config=config)
-    assert cache_after is not None
+    assert isinstance(cache_after, DenseCache)
     return hidden.reshape(batch, length, -1)[:, -1], cache_after
 
 

@@ -81,7 +81,11 @@ def whole_prefill(params, cache, rows, counts, tables):
 
 # Projections that share an input are one product: Q, K and V; the output; gate and up; down.
 PRODUCTS = 4 * LAYERS + 1
-DECODE = {"pack_activations": PRODUCTS, "quantized_matvec": PRODUCTS, "paged_decode_attention": LAYERS}
+DECODE = {
+    "pack_activations": PRODUCTS,
+    "quantized_matvec": PRODUCTS,
+    "paged_decode_attention": LAYERS,
+}
 # No logits are computed, and nothing reads what attention gives in the last layer.
 PREFILL = {"paged_prefill_attention": LAYERS - 1}
 
