@@ -91,7 +91,7 @@ class PagedRow:
         page = pages[..., None] if pages.ndim else pages
 
         def numbers(name: str) -> Array:
-            # Nobody reads them again, but the rest of the step reads other things.
+            # Few are read again soon, unlike what else the step reads.
             load = functools.partial(plt.load, eviction_policy="evict_first")
             ref = self.refs[name].at[page, self.kv_head, places[..., None], dims]
             return load(ref) if mask is None else load(ref, mask=mask, other=0)
