@@ -10,7 +10,9 @@ _WORD = 32
 def allow(logits: Float[Array, "B V"], allowed: UInt32[Array, "B words"]) -> Float[Array, "B V"]:
     """-inf where bit `token % 32` of word `token // 32` is 0."""
     vocab = logits.shape[-1]
-    words = jnp.repeat(allowed, _WORD, axis=1, total_repeat_length=allowed.shape[1] * _WORD)
+    # Not `jnp.repeat`, whose indices XLA would compute for seconds while it compiles.
+    words = jnp.broadcast_to(allowed[:, :, None], (*allowed.shape, _WORD))
+    words = words.reshape(allowed.shape[0], -1)
     bit = jnp.arange(vocab, dtype=jnp.uint32) % _WORD
     return jnp.where((words[:, :vocab] >> bit[None, :]) & 1 == 1, logits, -jnp.inf)
 

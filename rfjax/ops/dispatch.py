@@ -32,7 +32,7 @@ OPS: Mapping[str, str] = MappingProxyType(
 
 KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "linear": ("quantized_matvec", "plain_matvec"),
+        "linear": ("quantized_matvec", "packed_matmul", "plain_matvec"),
         "attention": (
             "prefill_attention",
             "decode_attention",

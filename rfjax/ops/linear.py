@@ -55,7 +55,7 @@ def linear(
         UnsupportedError: the policy asks for the kernel by name, and it declines.
     """
     out_dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
-    target = target_of_product(x.shape[0], weight, policy)
+    target = target_of_product(x.shape[0], weight, policy, x.dtype)
     if target is not None and not is_spread(weight):
         return _kernel(x, None, [Projection(weight, bias)], residual, None, out_dtype, target)[0]
     if target is not None:
@@ -74,7 +74,7 @@ def linears(
 ) -> list[Float[Array, "T out"]]:
     """Several products of one input, normalised first where `norm` is given; dtype of `x`."""
     results: dict[int, Array] = {}
-    targets = [target_of_product(x.shape[0], p.weight, policy) for p in projections]
+    targets = [target_of_product(x.shape[0], p.weight, policy, x.dtype) for p in projections]
     for kind in (QTensor, jax.Array):  # one launch for each
         taken = [
             i
@@ -103,7 +103,7 @@ def gated_linear(
     policy: KernelPolicy = DEFAULT_POLICY,
 ) -> Float[Array, "T F"]:
     """`activation(gate(h)) * up(h)`, h the input or its norm; dtype of `x`."""
-    targets = [target_of_product(x.shape[0], p.weight, policy) for p in (gate, up)]
+    targets = [target_of_product(x.shape[0], p.weight, policy, x.dtype) for p in (gate, up)]
     one_kind = isinstance(gate.weight, QTensor) == isinstance(up.weight, QTensor)
     spread = is_spread(gate.weight) or is_spread(up.weight)
     if None not in targets and one_kind and not spread:

@@ -1,4 +1,4 @@
-"""Self-checks of products with few rows of activations, against f64 products of exact weights.
+"""Self-checks of products with rows of activations, against f64 products of exact weights.
 
 Activations are packed by their kernel on the way, as in a model.
 """
@@ -13,7 +13,13 @@ import numpy as np
 from rfjax.errors import UnsupportedError
 from rfjax.models.launches import Launch
 from rfjax.ops.dispatch import KERNELS, KernelPolicy
-from rfjax.ops.kernel_product import GROUPED_KERNEL, KERNEL, PLAIN_KERNEL, target_of_product
+from rfjax.ops.kernel_product import (
+    GROUPED_KERNEL,
+    KERNEL,
+    MATMUL_KERNEL,
+    PLAIN_KERNEL,
+    target_of_product,
+)
 from rfjax.ops.linear import Norm, Projection, gated_linear, linear, linears
 from rfjax.ops.moe import expert_ffn
 from rfjax.quant.formats import dequantize_numpy
@@ -41,7 +47,7 @@ ODD = (67, 1792)
 WIDTH = 4096
 """Of 8B models."""
 
-ROWS = (1, 4, 8, 16, 32)
+ROWS = (1, 4, 16, 64, 256)
 """Rows of activations that models are tried with, of which a kernel takes some: kernels differ in
 what they do with few and with many."""
 
@@ -64,8 +70,8 @@ def matvec_cases(
     for type in types:
         if type in LAYOUTS or type in NATIVE_DTYPES:
             yield _plain(type, *odd, 1, dtype)
-            for m in (3, 16, 32):
-                if kernel_for((type,), width, m) is not None:
+            for m in (3, 16, 32, 200):
+                if kernel_for((type,), width, m, dtype) is not None:
                     yield _plain(type, 128, width, m, dtype)
             yield _gated(type, 64, width, dtype)
 
@@ -81,12 +87,14 @@ def launch_cases(launches: Sequence[Launch], dtype: str) -> Iterator[CheckCase]:
         for i in range(len(launches)):
             launch = launches[(i + turn) % len(launches)]
             wanted = m == 1 or not missing.isdisjoint(launch.types)
-            if wanted and kernel_for(launch.types, launch.k, m) is not None:
+            if wanted and kernel_for(launch.types, launch.k, m, dtype) is not None:
                 missing.difference_update(launch.types)
                 yield launch_case(launch, m, dtype)
 
 
-def kernel_for(types: Sequence[GGMLType], k: int, m: int) -> tuple[str, KernelPolicy] | None:
+def kernel_for(
+    types: Sequence[GGMLType], k: int, m: int, dtype: str
+) -> tuple[str, KernelPolicy] | None:
     """The kernel that multiplies `m` rows of activations with weights of these types here.
 
     Returns:
@@ -97,7 +105,9 @@ def kernel_for(types: Sequence[GGMLType], k: int, m: int) -> tuple[str, KernelPo
         others = [(other, f"{name} is asked") for other in KERNELS["linear"] if other != name]
         policy = KernelPolicy("pallas", disabled=tuple(others))
         try:
-            targets = [target_of_product(m, _shape_of(type, k), policy) for type in types]
+            targets = [
+                target_of_product(m, _shape_of(type, k), policy, jnp.dtype(dtype)) for type in types
+            ]
         except UnsupportedError:
             continue
         if None not in targets:
@@ -111,7 +121,7 @@ def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
     The matrices are made on the device, from a few rows that repeat: the launch is as large as the
     model's, and takes the settings that it will take there.
     """
-    kernel, policy = _known_kernel(launch.types, launch.k, m)
+    kernel, policy = _known_kernel(launch.types, launch.k, m, dtype)
     alone = len(launch.types) == 1
     activation = "silu" if launch.gated and not alone else None
     repeats = [np.arange(n, dtype=np.int32) % _DIFFERENT for n in launch.sizes]
@@ -149,7 +159,7 @@ def launch_case(launch: Launch, m: int, dtype: str) -> CheckCase:
         arguments = (x, norm, residual, repeats, *(weight for weight, _ in pairs))
         return Trial(function, arguments, lambda found: _error(found, expected))
 
-    limit = _limit(m, dtype) if alone else _ROUNDED[dtype]
+    limit = _limit(kernel, m, dtype) if alone else _ROUNDED[dtype]
     parts = zip(launch.sizes, launch.types, strict=True)
     weights = " + ".join(f"{n} {type.name}" for n, type in parts)
     gated = ", gated" if activation is not None else ""
@@ -169,7 +179,7 @@ def _repeated(weight: Weight, rows: jax.Array, axis: int = 0) -> Weight:
 
 def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
     """With bias and residual."""
-    kernel, policy = _known_kernel((type,), k, m)
+    kernel, policy = _known_kernel((type,), k, m, dtype)
 
     def make(rng: np.random.Generator) -> Trial:
         weight, values = _weight(rng, type, n, k)
@@ -188,12 +198,12 @@ def _plain(type: GGMLType, n: int, k: int, m: int, dtype: str) -> CheckCase:
         )
 
     label = f"{n}x{k}, rows {m}, {dtype}"
-    return CheckCase(kernel, label, _limit(m, dtype), make)
+    return CheckCase(kernel, label, _limit(kernel, m, dtype), make)
 
 
 def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
     """Two weights in one launch behind a norm, as of a feed-forward network."""
-    kernel, policy = _known_kernel((type,), k, 1)
+    kernel, policy = _known_kernel((type,), k, 1, dtype)
 
     def make(rng: np.random.Generator) -> Trial:
         (gate, gate_values), (up, up_values) = (_weight(rng, type, n, k) for _ in range(2))
@@ -256,15 +266,18 @@ def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) 
     return CheckCase(f"{name}:{_joined(types)}", label, _ROUNDED[dtype], make)
 
 
-def _known_kernel(types: Sequence[GGMLType], k: int, m: int) -> tuple[str, KernelPolicy]:
+def _known_kernel(
+    types: Sequence[GGMLType], k: int, m: int, dtype: str
+) -> tuple[str, KernelPolicy]:
     """`kernel_for`, or for what no kernel takes here the one that says so."""
     plain = PLAIN_KERNEL if types[0] in NATIVE_DTYPES else KERNEL
-    return kernel_for(types, k, m) or (f"{plain}:{_joined(types)}", _BY_NAME)
+    return kernel_for(types, k, m, dtype) or (f"{plain}:{_joined(types)}", _BY_NAME)
 
 
-def _limit(m: int, dtype: str) -> float:
+def _limit(kernel: str, m: int, dtype: str) -> float:
     """Of results in f32: many rows are multiplied by matrix units, in the activations' dtype."""
-    return _LIMIT if m <= _EXACT_ROWS else _ROUNDED[dtype]
+    exact = m <= _EXACT_ROWS and not kernel.startswith(MATMUL_KERNEL)
+    return _LIMIT if exact else _ROUNDED[dtype]
 
 
 def _joined(types: Sequence[GGMLType]) -> str:
