@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rfjax.cache.paged import PagedCache, copy_pages, init_paged_cache, pages_sharding
 from rfjax.engine import steps
-from rfjax.engine.buckets import round_up_bucket, round_up_power_of_two
+from rfjax.engine.buckets import piece_bucket, round_up_power_of_two, row_bucket
 from rfjax.engine.burst import Burst, Reporting
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.exhaustion import device_memory
@@ -71,6 +71,8 @@ class PlanRunner:
         self._mesh = mesh
         self._kv_dtype = jnp.dtype(kv_dtype or config.dtype)
         processors = tuple(logits_processors)
+        self._reads_counts = bool(processors)  # they may
+        self._few_programs = jax.default_backend() != "cpu"
         burst = max(sizes.burst, sizes.mixed_burst)
         self._compiled = _compiled(has_packed(params), mesh, burst, processors)
         self._n_top = min(MAX_LOGPROBS, config.vocab_size)
@@ -152,7 +154,7 @@ class PlanRunner:
         self._make_room(opened)
         new = rows_of(opened, n, self._config.vocab_size, self._n_stop, self._n_bias)
         self._rows, self._tables = self._compiled.open_rows(self._rows, self._tables, at, new)
-        counted = [o for o in opened if uses_counts(o.request.params)]
+        counted = [o for o in opened if self._reads_counts or uses_counts(o.request.params)]
         if counted:
             n = round_up_power_of_two(len(counted))
             width = round_up_power_of_two(max(len(o.token_ids) for o in counted), _LEAST_WRITES)
@@ -212,13 +214,14 @@ class PlanRunner:
 
     def _pieces(self, chunks: Sequence[PrefillChunk]) -> "_Pieces":
         longest = max(len(chunk.token_ids) for chunk in chunks)
-        length = min(PIECE, round_up_power_of_two(longest, _SMALLEST_PIECE))
+        least = PIECE if self._few_programs else _SMALLEST_PIECE
+        length = min(PIECE, round_up_power_of_two(longest, least))
         places, n = [], 0
         for chunk in chunks:
             n_pieces = -(-len(chunk.token_ids) // length)
             places.append((chunk, n, n_pieces))
             n += n_pieces
-        rows = round_up_bucket(n)
+        rows = piece_bucket(n, few_programs=self._few_programs)
         tokens = np.zeros((rows, length), np.int32)
         positions = np.full((rows, length), -1, np.int32)
         slots = np.zeros(rows, np.int32)
@@ -241,7 +244,7 @@ class PlanRunner:
 
     def _decode(self, decode: DecodeRows, n_steps: int) -> steps.Made:
         sizes = self._sizes
-        n = min(round_up_power_of_two(len(decode.slots)), sizes.slots)
+        n = min(row_bucket(len(decode.slots), few_programs=self._few_programs), sizes.slots)
         self._cache, self._rows, self._counts, made = self._compiled.decode(
             self._params,
             self._cache,

@@ -31,7 +31,7 @@ LEAST_CONTEXT = 64
 _MAX_SCORES = 1 << 26
 """Scores that attention holds at a time, as in `rfjax.ops.attention`."""
 
-_LOGITS_COPIES = 4
+_LOGITS_COPIES = 8
 """Arrays as large as a batch's logits that sampling holds at a time."""
 
 
