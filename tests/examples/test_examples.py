@@ -2,6 +2,7 @@
 
 import generate
 import score_in_jit
+import serving_speed
 
 
 def test_generate_continues_every_prompt():
@@ -14,3 +15,12 @@ def test_score_in_jit_prefers_the_likely_ending():
     scores = score_in_jit.main()
     assert max(scores, key=scores.__getitem__) == " lord"
     assert min(scores, key=scores.__getitem__) == " of"
+
+
+def test_serving_speed_serves_every_request(capsys):
+    first, second = serving_speed.main(
+        ["tiny:q8_0", "--sequences", "3", "--dtype", "float32", "--mixed", "--most", "6"]
+    )
+    assert set(first) == set(second)
+    assert all(result["output tokens/s"] > 0 for result in (first, second))
+    assert "for 3 sequences" in capsys.readouterr().out
