@@ -46,6 +46,11 @@ _PROGRAMS = 256
 _LARGE_PROGRAMS = 128
 """The same of programs for 128 rows of activations and more, of which a processor holds one."""
 
+_GATED_TOKENS = 64
+"""Rows of activations of a program up to which it applies the gate: with more, two sums leave too
+few registers (on an H200 the product took ten times as long), and the gate is applied afterwards.
+"""
+
 _SHARED_REST = 2 << 10
 """Bytes of shared memory left for what Triton needs besides."""
 
@@ -115,6 +120,34 @@ def _shared_bytes(config: Config, weights: Sequence[QTensor], n_results: int) ->
 
     each = sorted(map(of_element, weights), reverse=True)[:n_results]
     return activations * (config.ahead + 1) + int(config.rows * elements * sum(each)) * config.ahead
+
+
+def _chosen(
+    shape: tuple[int, int, int],
+    weights: Sequence[QTensor],
+    together: int,
+    gated: bool,
+    target: Target,
+) -> Config:
+    """The heuristic's configuration for what a program holds of these weights."""
+    config = heuristic(*shape, target)
+    both = gated and config.tokens <= _GATED_TOKENS  # a program computes tiles of both
+    if both:
+        config = dataclasses.replace(
+            config, rows=max(_SMALLEST, config.rows // 2), splits=max(1, config.splits // 2)
+        )
+        if target == "cuda" and config.tokens == 64:
+            config = dataclasses.replace(config, columns=2 * _LEAST_COLUMNS, ahead=1)
+    if together > 1:
+        config = dataclasses.replace(config, columns=_LEAST_COLUMNS)
+    if target == "cuda":
+        return _fitting(config, together, weights, 2 if both else 1)
+    if target == "gfx11" and together > 1:  # of 256 registers
+        return dataclasses.replace(config, tokens=min(config.tokens, 32))
+    wide = together > 1 or any(LAYOUTS[weight.type].low == "q8" for weight in weights)
+    if target == "gfx9" and wide:  # steps ahead would not fit into 64 KiB of local memory
+        return dataclasses.replace(config, ahead=0)
+    return config
 
 
 def _fitting(config: Config, groups: int, weights: Sequence[QTensor], n_results: int) -> Config:
@@ -268,22 +301,13 @@ def packed_matmul(
     layouts = tuple(LAYOUTS[weight.type] for weight in weights)
     together = max(fewest_groups(layout) for layout in layouts)
     if config is None:
-        config = heuristic(*shape, target)
-        if together > 1:
-            config = dataclasses.replace(config, columns=_LEAST_COLUMNS)
-        if gated is not None:  # a program computes tiles of both
-            config = dataclasses.replace(config, rows=max(_SMALLEST, config.rows // 2))
-        if target == "cuda":
-            config = _fitting(config, together, weights, 1 if gated is None else 2)
-        wide = together > 1 or any(layout.low == "q8" for layout in layouts)
-        if target == "gfx9" and wide:  # steps ahead would not fit into 64 KiB of local memory
-            config = dataclasses.replace(config, ahead=0)
+        config = _chosen(shape, weights, together, gated is not None, target)
     config = dataclasses.replace(config, groups=max(config.groups, together))
     biases = list(biases or [None] * len(weights))
     n_groups = groups_per_column(k)
     assert config.columns % 4 == 0 and n_groups % config.groups == 0, (config, k)
 
-    ends_inside = config.splits == 1
+    ends_inside = config.splits == 1 and (gated is None or config.tokens <= _GATED_TOKENS)
     kernel = functools.partial(
         _kernel,
         layouts=layouts,
@@ -320,7 +344,7 @@ def packed_matmul(
 
 
 def _sum_of_shares(results, biases, residual, gated, out_dtype, splits: int) -> list[Array]:
-    """What a program that computes over all of K does at its end."""
+    """What a program does at its end where it computes all of K and holds both of a gate's sums."""
     totals = []
     for parts, bias in zip(results, biases, strict=True):
         total = jnp.sum(parts.reshape(splits, -1, parts.shape[1]), axis=0)

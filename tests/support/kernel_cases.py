@@ -17,6 +17,7 @@ from rfjax.ops.scores import ScoreTerms
 from rfjax.pallas.decode_attention import decode_attention
 from rfjax.pallas.grouped_matvec import grouped_matvec
 from rfjax.pallas.pack_activations import pack_activations, pack_activations_reference
+from rfjax.pallas.packed_matmul import packed_matmul
 from rfjax.pallas.paged_decode_attention import paged_decode_attention
 from rfjax.pallas.paged_prefill_attention import paged_prefill_attention
 from rfjax.pallas.plain_matvec import plain_matvec
@@ -60,6 +61,7 @@ def kernel_cases() -> tuple[KernelCase, ...]:
     return (
         *_pack_activations(),
         *_quantized_matvec(),
+        *_packed_matmul(),
         *_plain_matvec(),
         *_grouped_matvec(),
         *_decode_attention(),
@@ -127,6 +129,23 @@ def _quantized_matvec() -> Iterator[KernelCase]:
         case("Q6_K, 16 rows", 16, ["Q6_K"], [WIDTH], WIDTH),
     ]
     yield from _on((), slow)
+
+
+def _packed_matmul() -> Iterator[KernelCase]:
+    def case(label: str, m: int, types: list[str], sizes: list[int], k: int, **options):
+        def function(x, weights):
+            return packed_matmul(
+                x, weights, out_dtype=jnp.bfloat16, target=current_target(), **options
+            )
+
+        weights = [_packed(GGMLType[t], n, k) for t, n in zip(types, sizes, strict=True)]
+        return KernelCase(f"packed_matmul {label}", function, (_array(m, k), weights), "prefill")
+
+    yield from _on(ONE_OF_EACH, [case("Q4_0, 32 rows", 32, ["Q4_0"], [WIDTH], WIDTH)])
+    kinds = ["Q4_K", "Q4_K"]
+    both = case("Q4_K as gate and up, 64 rows", 64, kinds, [14336] * 2, WIDTH, gated=jax.nn.silu)
+    more = [case(f"{type}, 64 rows", 64, [type], [WIDTH], WIDTH) for type in ("Q6_K", "Q8_0")]
+    yield from _on((), [both, *more])
 
 
 def _plain_matvec() -> Iterator[KernelCase]:
