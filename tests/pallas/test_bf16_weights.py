@@ -27,7 +27,7 @@ are all alike here and may add 2e-3; measured 0 to 2.9e-3."""
 def no_machine(monkeypatch):
     """Loads are indexing, and PTX is computed."""
 
-    def load(ref, mask=None, other=None, eviction_policy=None):
+    def load(ref, mask=None, other=None, **_):
         values = ref.get()
         return values if mask is None else jnp.where(mask, values, jnp.asarray(other, values.dtype))
 
@@ -38,9 +38,10 @@ def no_machine(monkeypatch):
     monkeypatch.setattr(plt, "elementwise_inline_asm", assembly)
 
 
+@pytest.mark.usefixtures("no_machine")
 @pytest.mark.parametrize("target", ["cuda", "interpret"])
 @pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
-def test_every_type(type, target, no_machine):
+def test_every_type(type, target):
     k = 256 * (COLUMNS + 1)  # of the second chunk, one column exists
     block, size = BLOCK_SIZES[type]
     bits = np.random.default_rng(int(type)).integers(0, 256, (ROWS, k // block, size), np.uint8)
@@ -72,7 +73,8 @@ def test_every_type(type, target, no_machine):
     assert not got[1, :, :, :, ~np.any(want[1] != 0, axis=(0, 1, 2))].any()
 
 
-def test_a_wrong_instruction_shows(no_machine, monkeypatch):
+@pytest.mark.usefixtures("no_machine")
+def test_a_wrong_instruction_shows(monkeypatch):
     monkeypatch.setitem(ptx._INSTRUCTIONS, "shr.b32", lambda a, n: a >> (n + np.uint32(1)))
     with pytest.raises(AssertionError):
-        test_every_type(GGMLType.Q4_0, "cuda", None)
+        test_every_type(GGMLType.Q4_0, "cuda")
