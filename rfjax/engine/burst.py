@@ -12,7 +12,11 @@ from rfjax.engine.plan import Plan, PrefillChunk
 from rfjax.engine.steps import Made
 from rfjax.typing import Array
 
-_NAN = "the model computes NaN for this sequence, expected logits"
+_NOTHING_TO_CHOOSE = (
+    "the model computes NaN or infinity for this sequence (or a logits processor forbids every "
+    "token), expected logits: load it with dtype='float32'; if that gives the same, its weights "
+    "are damaged"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Burst:
                     token_ids=token_ids[row, :n].tolist(),
                     logprobs=logprobs[row, :n].tolist(),
                     top_logprobs=most_likely,
-                    failed=_NAN if failures[row] else None,
+                    failed=_NOTHING_TO_CHOOSE if failures[row] else None,
                 )
             )
         return tuple(rows)

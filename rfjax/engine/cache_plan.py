@@ -153,8 +153,9 @@ class _Pages:
     def __init__(self, config: ModelConfig, engine: EngineConfig, mesh: Mesh | None):
         self._engine = engine
         self._groups = layer_groups(config)
-        dtype = jnp.dtype(engine.kv_dtype or config.dtype)
+        self._dtype = dtype = jnp.dtype(engine.kv_dtype or config.dtype)
         shapes = config.kv_shapes
+        self._largest_heads = max(n_kv * head_dim for n_kv, head_dim in shapes)
         self._bytes = [
             page_bytes(tuple(shapes[i] for i in group.layers), engine.page_size, dtype, mesh)
             for group in self._groups
@@ -168,6 +169,11 @@ class _Pages:
             sized = CacheGroup(group.name, 2, group.window)
             most = sized.most_pages(context, step, self._engine.page_size)
             counts.append(1 + math.ceil(sequences * most))
+        if self._dtype == jnp.int8:
+            of_page = self._engine.page_size * self._largest_heads
+            # Kernels decline arrays of 8 bits of this range (see `paged_decode_attention`).
+            first, end = (1 << 31) // of_page, (1 << 32) // of_page
+            counts = [first if first < n <= end else n for n in counts]
         return counts
 
     def nbytes(self, context: int, sequences: float) -> int:
@@ -187,10 +193,14 @@ class _Pages:
 
     def most_sequences(self, context: int, slots: int, room: int) -> float:
         """How many whole sequences fit, at most a slot each; in steps of 1/64."""
-        for n in range(64 * slots, 64, -1):
-            if self.nbytes(context, n / 64) <= room:
-                return n / 64
-        return 1.0
+        low, high = 64, 64 * slots  # one fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.nbytes(context, middle / 64) <= room:
+                low = middle
+            else:
+                high = middle - 1
+        return low / 64
 
     def sizes(self, context: int, sequences: float) -> SchedulerConfig:
         engine = self._engine

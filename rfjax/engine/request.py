@@ -88,8 +88,8 @@ def make_request(
         priority, arrival, deadline, cache_salt: as in `Request`.
 
     Raises:
-        RequestError: no tokens, ids outside the vocabulary, no room for a token of output, or a
-            name, priority or time of the wrong kind.
+        RequestError: no tokens, ids outside the vocabulary, no room for a token of output, no
+            token that may be chosen, or a name, priority or time of the wrong kind.
     """
     _check_terms(request_id, priority, deadline)
     if not token_ids:
@@ -113,10 +113,17 @@ def make_request(
     room = max_context - len(token_ids)
     wanted = room if params.max_tokens is None else min(room, params.max_tokens)
     own = frozenset() if params.ignore_eos else end_ids
+    stop_ids = own | set(params.stop_token_ids)
+    allowed = params.allowed_token_ids
+    if params.min_tokens and allowed is not None and stop_ids.issuperset(allowed):
+        raise RequestError(
+            f"allowed_token_ids: got {reprlib.repr(allowed)}, all of which stop, expected one "
+            f"that does not, since min_tokens is {params.min_tokens}: allow more, or lower it"
+        )
     return Request(
         token_ids=tuple(token_ids),
         params=params,
-        stop_ids=tuple(sorted(own | set(params.stop_token_ids))),
+        stop_ids=tuple(sorted(stop_ids)),
         limit=len(token_ids) + wanted,
         seed=secrets.randbits(32) if params.seed is None else params.seed,
         id=secrets.token_hex(8) if request_id is None else request_id,

@@ -109,6 +109,22 @@ def test_devices_that_share_a_memory_share_the_room(model, mixed):
     assert shared.sizes == alone.sizes
 
 
+def test_pages_of_8_bits_keep_out_of_what_kernels_decline(model, mixed):
+    """Between 2 and 4 GiB of keys in a layer."""
+    layer = mixed.layers[0]
+    of_page = 32 * layer.n_kv_heads * layer.head_dim
+    engine = EngineConfig(max_batch_size=1024, kv_dtype="int8", token_budget=2048)
+    sizes = []
+    for gib in range(2, 60, 3):
+        long = dataclasses.replace(mixed, context_length=1 << 20)
+        plan = planned(model, long, engine, gib << 30)
+        sizes.append(plan.sizes.groups[0].n_pages * of_page)
+        assert plan.cache == allocated(plan, long, engine)
+    assert not any((1 << 31) < size <= (1 << 32) for size in sizes)
+    assert sizes[0] < 1 << 31 < 1 << 32 < sizes[-1]
+    assert sizes == sorted(sizes)
+
+
 def test_a_plan_is_made_of_this_machine(model):
     plan = plan_cache(model.params, model.config, EngineConfig())
     assert plan.memory.free and plan.sizes.max_context == model.config.context_length
