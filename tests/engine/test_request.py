@@ -81,7 +81,7 @@ def test_a_name_is_drawn_where_none_is_given():
 
 
 def test_allowing_only_tokens_that_stop_leaves_nothing_before_min_tokens():
-    with pytest.raises(RequestError, match="allowed_token_ids: got .*all of which stop"):
+    with pytest.raises(RequestError, match=r"allowed_token_ids: got .*all of which stop"):
         request([1], min_tokens=2, allowed_token_ids=(2, 9))
     assert request([1], min_tokens=2, allowed_token_ids=(2, 3)).stop_ids == (2, 9)
     assert request([1], allowed_token_ids=(2,)).stop_ids == (2, 9)
