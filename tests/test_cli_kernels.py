@@ -122,7 +122,7 @@ def test_doctor_shows_what_is_remembered(monkeypatch):
     code, out = run("doctor")
     assert code == 0
     assert "not done yet" in out
-    assert "quantized_matvec and plain_matvec" in out
+    assert "quantized_matvec, packed_matmul and plain_matvec" in out
     results = [
         CheckResult("quantized_matvec:Q4_0", f"case {i}", 1e-4, "ok", 1e-5) for i in range(3)
     ]

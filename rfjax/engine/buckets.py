@@ -3,6 +3,10 @@
 SMALLEST_CAPACITY = 64
 
 
+PIECE = 64
+"""Most tokens of a piece of a prompt. Pieces of all prompts are the rows of a step."""
+
+
 def round_up_power_of_two(n: int, least: int = 1) -> int:
     """The smallest power of two that is at least `n` and at least `least` (itself a power)."""
     return max(least, 1 << max(0, n - 1).bit_length())
@@ -22,3 +26,11 @@ def piece_bucket(n: int, *, few_programs: bool) -> int:
         return power if n == 1 else max(4, power)
     between = power // 4 * 3
     return between if n <= between else power
+
+
+def most_prompt_tokens(token_budget: int) -> int:
+    """Tokens of the largest step for prompts, padding included.
+
+    Enough for one prompt of the whole budget; many short ones take several steps.
+    """
+    return PIECE * max(4, round_up_power_of_two(-(-token_budget // PIECE)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import chain
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ class Burst:
         plan: Plan,
         made: Made | None,
         n_logprobs: Sequence[int | None],
-        reporting: Reporting | None,
+        reporting: Sequence[Reporting],
     ):
         """A plan that was dispatched; its results begin their way to the host.
 
@@ -77,8 +78,8 @@ class Burst:
             if any(n_logprobs):
                 wanted += [made.top_ids, made.top_logprobs]
         self._made = wanted
-        self._prompts = () if reporting is None else reporting.values
-        for array in (*self._made, *self._prompts):
+        self._prompts = [one.values for one in reporting]
+        for array in (*self._made, *chain.from_iterable(self._prompts)):
             array.copy_to_host_async()
 
     def read(self) -> BurstResult:
@@ -90,7 +91,11 @@ class Burst:
         with device_memory():
             made, prompts = jax.device_get((self._made, self._prompts))
         rows = self._rows(*made) if made else ()
-        reported = () if self._reporting is None else self._reporting.results(*prompts)
+        reported = (
+            result
+            for one, values in zip(self._reporting, prompts, strict=True)
+            for result in one.results(*values)
+        )
         return BurstResult(rows, tuple(reported))
 
     def _rows(self, token_ids, logprobs, n_made, failed, top_ids=None, top=None):

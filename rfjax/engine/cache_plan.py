@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rfjax.cache.paged import page_bytes
+from rfjax.engine.buckets import PIECE, most_prompt_tokens
 from rfjax.engine.config import EngineConfig
 from rfjax.engine.page_table import CacheGroup
 from rfjax.engine.rows import row_bytes
@@ -140,9 +141,10 @@ def _workspace(params: Params, config: ModelConfig, engine: EngineConfig) -> int
     """Bytes of the larger of a prompt's step and of a decode step."""
     packed = max((math.prod(leaf.shape[-2:]) for leaf in packed_leaves(params)), default=0)
     keys, slots = config.context_length, engine.max_batch_size
-    tokens = 2 * engine.token_budget  # pieces of prompts are padded
+    tokens = most_prompt_tokens(engine.token_budget)
     return max(
-        step_bytes(config, packed, tokens=tokens, sequences=1, keys=keys),
+        # Logits of one piece at a time, for log-probabilities of prompts.
+        step_bytes(config, packed, tokens=tokens, sequences=PIECE, keys=keys),
         step_bytes(config, packed, tokens=slots, sequences=slots, keys=keys),
     )
 
@@ -155,7 +157,10 @@ class _Pages:
         self._groups = layer_groups(config)
         self._dtype = dtype = jnp.dtype(engine.kv_dtype or config.dtype)
         shapes = config.kv_shapes
-        self._largest_heads = max(n_kv * head_dim for n_kv, head_dim in shapes)
+        self._largest = [  # numbers of a page in the widest layer of each group
+            engine.page_size * max(math.prod(shapes[i]) for i in group.layers)
+            for group in self._groups
+        ]
         self._bytes = [
             page_bytes(tuple(shapes[i] for i in group.layers), engine.page_size, dtype, mesh)
             for group in self._groups
@@ -170,10 +175,10 @@ class _Pages:
             most = sized.most_pages(context, step, self._engine.page_size)
             counts.append(1 + math.ceil(sequences * most))
         if self._dtype == jnp.int8:
-            of_page = self._engine.page_size * self._largest_heads
             # Kernels decline arrays of 8 bits of this range (see `paged_decode_attention`).
-            first, end = (1 << 31) // of_page, (1 << 32) // of_page
-            counts = [first if first < n <= end else n for n in counts]
+            ranges = [((1 << 31) // n, (1 << 32) // n) for n in self._largest]
+            pairs = zip(counts, ranges, strict=True)
+            counts = [first if first < n <= end else n for n, (first, end) in pairs]
         return counts
 
     def nbytes(self, context: int, sequences: float) -> int:

@@ -19,7 +19,7 @@ class EngineConfig:
         burst: decode steps between two looks of the host, which streams and retires.
         mixed_burst: the same while prompts are computed, so that these need not wait long.
         token_budget: most tokens of one step: prompt tokens and one for each decoding sequence.
-        page_size: tokens of a page of the cache; a power of two.
+        page_size: tokens of a page of the cache; a power of two from 16 to 256.
         kv_dtype: "float32", "bfloat16", "float16" or "int8" (quantized per head and token) for
             keys and values; None takes the model's.
         cache_share: most of the memory that is free once the weights are loaded that cache, rows
@@ -49,7 +49,7 @@ class EngineConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
-        for name, most in (("prefill_chunk", 65536), ("page_size", 1024)):
+        for name, most in (("prefill_chunk", 65536), ("page_size", 256)):
             value = getattr(self, name)
             if value & (value - 1) or not 16 <= value <= most:
                 raise ConfigError(f"{name}: got {value}, expected a power of two from 16 to {most}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rfjax.cache.paged import PagedCache, copy_pages, init_paged_cache, pages_sharding
 from rfjax.engine import steps
-from rfjax.engine.buckets import piece_bucket, round_up_power_of_two, row_bucket
+from rfjax.engine.buckets import (
+    PIECE,
+    most_prompt_tokens,
+    piece_bucket,
+    round_up_power_of_two,
+    row_bucket,
+)
 from rfjax.engine.burst import Burst, Reporting
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.exhaustion import device_memory
@@ -26,9 +32,6 @@ from rfjax.models.params import Params
 from rfjax.ops.sampling import LogitsProcessor
 from rfjax.quant.qtensor import has_packed
 from rfjax.sharding import batch_sharding
-
-PIECE = 64
-"""Most tokens of a piece of a prompt. Pieces of all prompts are the rows of one step."""
 
 _SMALLEST_PIECE = 16
 
@@ -129,7 +132,7 @@ class PlanRunner:
         for opened in plan.opened:
             self._n_logprobs[opened.slot] = opened.request.params.logprobs
             self._prompts.pop(opened.slot, None)
-            if opened.request.params.prompt_logprobs is not None:
+            if opened.request.params.prompt_logprobs is not None and opened.index == 0:
                 self._prompts[opened.slot] = opened.token_ids
         self._open(plan.opened)
         self._write(plan.writes)
@@ -185,42 +188,52 @@ class PlanRunner:
         )
         self._tables = self._compiled.write_tables(self._tables, columns)
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> Reporting | None:
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[Reporting]:
         """Compute prompts; those that report their log-probabilities by a program of their own."""
-        state = self._params, self._cache, self._tables
         silent = [chunk for chunk in chunks if chunk.prompt_logprobs is None]
-        if silent:
-            pieces = self._pieces(silent)
+        for pieces in self._steps_of(silent):
+            state = self._params, self._cache, self._tables
             self._cache = self._compiled.prefill(*state, *pieces.arrays, config=self._config)
-        reporting = [chunk for chunk in chunks if chunk.prompt_logprobs is not None]
-        if not reporting:
-            return None
-        pieces = self._pieces(reporting)
-        following = np.zeros_like(pieces.tokens)
-        for chunk, first, n in pieces.places:
-            begin = chunk.start + 1
-            known = self._prompts[chunk.slot][begin : begin + len(chunk.token_ids)]
-            following[first : first + n].reshape(-1)[: len(known)] = known
-        self._cache, values = self._compiled.prefill_reporting(
-            self._params,
-            self._cache,
-            self._tables,
-            *pieces.arrays,
-            following,
-            n_top=self._n_top,
-            config=self._config,
-        )
-        return Reporting(pieces.places, values)
+        reporting = []
+        for pieces in self._steps_of([c for c in chunks if c.prompt_logprobs is not None]):
+            following = np.zeros_like(pieces.tokens)
+            for chunk, first, n in pieces.places:
+                begin = chunk.start + 1
+                known = self._prompts[chunk.slot][begin : begin + len(chunk.token_ids)]
+                following[first : first + n].reshape(-1)[: len(known)] = known
+            self._cache, values = self._compiled.prefill_reporting(
+                self._params,
+                self._cache,
+                self._tables,
+                *pieces.arrays,
+                following,
+                n_top=self._n_top,
+                config=self._config,
+            )
+            reporting.append(Reporting(pieces.places, values))
+        return reporting
 
-    def _pieces(self, chunks: Sequence[PrefillChunk]) -> "_Pieces":
+    def _steps_of(self, chunks: Sequence[PrefillChunk]) -> Iterator["_Pieces"]:
+        """The chunks in as many steps as keep each within `most_prompt_tokens`."""
+        if not chunks:
+            return
         longest = max(len(chunk.token_ids) for chunk in chunks)
         least = PIECE if self._few_programs else _SMALLEST_PIECE
         length = min(PIECE, round_up_power_of_two(longest, least))
-        places, n = [], 0
+        most = most_prompt_tokens(self._sizes.token_budget) // length
+        taken, n = [], 0
         for chunk in chunks:
             n_pieces = -(-len(chunk.token_ids) // length)
-            places.append((chunk, n, n_pieces))
+            if taken and piece_bucket(n + n_pieces, few_programs=self._few_programs) > most:
+                yield self._pieces(taken, n, length)
+                taken, n = [], 0
+            taken.append((chunk, n, n_pieces))
             n += n_pieces
+        yield self._pieces(taken, n, length)
+
+    def _pieces(
+        self, places: Sequence[tuple[PrefillChunk, int, int]], n: int, length: int
+    ) -> "_Pieces":
         rows = piece_bucket(n, few_programs=self._few_programs)
         tokens = np.zeros((rows, length), np.int32)
         positions = np.full((rows, length), -1, np.int32)
@@ -327,6 +340,9 @@ def _compiled(
     def open_rows(rows, tables, at, new):
         return everywhere(steps.open_rows(rows, tables, at, new))
 
+    def count_tokens(counts, at, prompt, output):
+        return everywhere(steps.count_tokens(counts, at, prompt, output))
+
     def write_tables(tables, writes):
         return everywhere(steps.write_tables(tables, writes))
 
@@ -368,7 +384,7 @@ def _compiled(
     jit = functools.partial(jax.jit, compiler_options=options)
     return _Compiled(
         open_rows=jit(open_rows, donate_argnames=("rows", "tables")),
-        count_tokens=jit(steps.count_tokens, donate_argnames="counts"),
+        count_tokens=jit(count_tokens, donate_argnames="counts"),
         write_tables=jit(write_tables, donate_argnames="tables"),
         prefill=jit(prefill, donate_argnames="cache", static_argnames="config"),
         prefill_reporting=jit(

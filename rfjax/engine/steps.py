@@ -16,7 +16,7 @@ from rfjax.models.decoder import hidden_states, project
 from rfjax.models.params import Params
 from rfjax.ops.logprobs import token_logprobs
 from rfjax.ops.penalties import counted, counts_of_tokens
-from rfjax.ops.sampling import LogitsProcessor, sample
+from rfjax.ops.sampling import LogitsProcessor, SamplingState, greedy, sample
 from rfjax.typing import Array, Bool, Float, Int
 
 Tables = tuple[Int[Array, "slots M"], ...]
@@ -143,7 +143,9 @@ def decode(
         processors: applied to the logits, see `rfjax.ops.sampling.sample`.
     """
     n_slots = rows.tokens.shape[0]
+    real = slots < n_slots
     own: RowState = jax.tree.map(lambda x: jnp.take(x, slots, axis=0, mode="clip"), rows)
+    sampling = _of_real_rows(own.sampling, real, counts.shape[1])
     own_tables = tuple(jnp.take(table, slots, axis=0, mode="clip") for table in tables)
     n_rows = slots.shape[0]
     made = Made(
@@ -174,7 +176,7 @@ def decode(
         assert isinstance(written, PagedCache)
         logits = project(params, hidden, config=config)
         chosen = sample(
-            logits, own.sampling, counts, slots, lengths, processors=processors, n_top=n_top
+            logits, sampling, counts, slots, lengths, processors=processors, n_top=n_top
         )
         counts = counted(counts, slots, chosen.token_ids, active & ~chosen.failed)
         failed = active & chosen.failed
@@ -199,7 +201,6 @@ def decode(
         )
         return step + 1, written, counts, tokens, lengths, finished, made
 
-    real = slots < n_slots
     first = (jnp.int32(0), cache, counts, own.tokens, own.lengths, own.finished | ~real, made)
     _, cache, counts, tokens, lengths, finished, made = jax.lax.while_loop(
         unfinished, advance, first
@@ -213,3 +214,16 @@ def decode(
         sampling=rows.sampling,
     )
     return cache, rows, counts, made
+
+
+def _of_real_rows(
+    sampling: SamplingState, real: Bool[Array, " b"], vocab_size: int
+) -> SamplingState:
+    """What rows ask for, and of padding nothing: what no row asks for is not computed."""
+    n_stop, n_bias = sampling.stop_ids.shape[1], sampling.bias_ids.shape[1]
+    nothing = greedy(real.shape[0], vocab_size, n_bias=n_bias, n_stop=n_stop)
+
+    def chosen(own: Array, other: Array) -> Array:
+        return jnp.where(real if own.ndim == 1 else real[:, None], own, other)
+
+    return jax.tree.map(chosen, sampling, nothing)

@@ -22,6 +22,7 @@ from rfjax.io.storage import Storage
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.ops.blockwise_attention import KEYS_AT_ONCE
 from rfjax.pallas.decode_attention import MAX_SPLITS
+from rfjax.pallas.paged_prefill_attention import declines as declines_pages
 from rfjax.pallas.prefill_attention import declines
 from rfjax.pallas.target import current_target
 
@@ -187,7 +188,7 @@ def workspace_bytes(
     heads = max(layer.n_heads for layer in config.layers)
     query = batch * heads * context
     scores = 2 * 4 * min(rows * heads * context, max(_MAX_SCORES, 16 * query))
-    if _attention_runs_by_kernels(config):
+    if _attention_runs_by_kernels(config, paged=False):
         scores = _parts_bytes(config, batch)
     return _dense_bytes(config, largest_packed, rows) + scores + _logits_bytes(config, batch)
 
@@ -206,7 +207,7 @@ def step_bytes(
     """
     heads = max(layer.n_heads for layer in config.layers)
     scores = 3 * 4 * tokens * heads * min(keys, KEYS_AT_ONCE)
-    if _attention_runs_by_kernels(config):
+    if _attention_runs_by_kernels(config, paged=True):
         scores = _parts_bytes(config, sequences)
     logits = _logits_bytes(config, sequences)
     return _dense_bytes(config, largest_packed, tokens) + scores + logits
@@ -233,19 +234,25 @@ def _logits_bytes(config: ModelConfig, sequences: int) -> int:
     return 4 * _LOGITS_COPIES * sequences * config.vocab_size
 
 
-def _attention_runs_by_kernels(config: ModelConfig) -> bool:
+def _attention_runs_by_kernels(config: ModelConfig, *, paged: bool) -> bool:
     """Whether no layer's attention falls to plain JAX, which holds scores."""
     target, policy = current_target(), config.kernels
     names = ("prefill_attention", "decode_attention")
+    if paged:
+        names = ("paged_prefill_attention", "paged_decode_attention")
     if target in ("interpret", "unknown") or policy.implementation == "xla":
         return False
     if any(policy.why_disabled(name) is not None for name in names):
         return False
 
     def declined(layer: LayerConfig) -> str | None:
-        shapes = ((1, 1, layer.n_heads), (1, layer.n_kv_heads, 1), (1, layer.n_kv_heads, 1))
-        q, k, v = (jax.ShapeDtypeStruct((*shape, layer.head_dim), config.dtype) for shape in shapes)
-        return declines(q, k, v, layer.attention_scale, target)  # pyright: ignore[reportArgumentType]
+        of_keys = (1, layer.n_kv_heads, 16 if paged else 1)
+        shapes = ((1, 1, layer.n_heads), of_keys, of_keys)
+        arrays: list[Any] = [
+            jax.ShapeDtypeStruct((*shape, layer.head_dim), config.dtype) for shape in shapes
+        ]
+        check: Callable[..., str | None] = declines_pages if paged else declines
+        return check(*arrays, layer.attention_scale, target)
 
     return all(declined(layer) is None for layer in config.layers)
 

@@ -81,7 +81,8 @@ def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms
 
     # What no query of a row sees may be another sequence's by now, and hold anything.
     real = query_positions >= 0
-    first = jnp.where(real, first_seen(mask, query_positions), key_lengths[:, None])
+    nowhere = jnp.int32(2**31 - 1)  # where padding begins to look
+    first = jnp.where(real, first_seen(mask, query_positions), nowhere)
     first = jnp.min(first, axis=1)
     begin, end = 0, n_blocks
     if end is None:

@@ -27,7 +27,6 @@ from rfjax.pallas.bf16_weights import (
     in_lane_order,
 )
 from rfjax.pallas.target import Target, shared_memory
-from rfjax.pallas.tuned_config import tuned
 from rfjax.pallas.weight_tiles import over_tiles, tile_counts
 from rfjax.quant.bits import Array
 from rfjax.quant.layout import GROUP, LAYOUTS, groups_per_column
@@ -141,7 +140,11 @@ def _chosen(
     if together > 1:
         config = dataclasses.replace(config, columns=_LEAST_COLUMNS)
     if target == "cuda":
-        return _fitting(config, together, weights, 2 if both else 1)
+        config = _fitting(config, together, weights, 2 if both else 1)
+        if gated and not both and config.tokens <= _GATED_TOKENS:
+            halved = dataclasses.replace(config, rows=max(_SMALLEST, config.rows // 2))
+            config = _fitting(halved, together, weights, 2)
+        return config
     if target == "gfx11" and together > 1:  # of 256 registers
         return dataclasses.replace(config, tokens=min(config.tokens, 32))
     wide = together > 1 or any(LAYOUTS[weight.type].low == "q8" for weight in weights)
@@ -289,7 +292,7 @@ def packed_matmul(
         residual: `[M, N]`, added to the one result of a single weight.
         gated: an activation function; the result is then `gated(x @ w0.T) * (x @ w1.T)`.
         out_dtype: of the results.
-        config: how to cut the work; None takes the measured one for the device, or the heuristic's.
+        config: how to cut the work; None takes the heuristic's.
 
     Returns:
         `[M, N_i]` for each weight; a single one where `gated`.
@@ -297,7 +300,6 @@ def packed_matmul(
     m, k = x.shape
     sizes = [weight.shape[0] for weight in weights]
     shape = min(sizes), k, m
-    config = config or tuned(Config, "packed_matmul", weights[0].type.name, *shape, target)
     layouts = tuple(LAYOUTS[weight.type] for weight in weights)
     together = max(fewest_groups(layout) for layout in layouts)
     if config is None:

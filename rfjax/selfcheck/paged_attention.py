@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from rfjax.cache.paged import PagedLayer
@@ -155,10 +156,12 @@ def _decode(kind: PagedHeads, max_pages: int, positions: tuple[int, ...], dtype:
         terms, at = kind.draw_terms(rng), np.array(positions, np.int32)
 
         def function(projected, layer, table, cos, sin, norms, multiplier, terms, at):
+            # Apart, as the decoder has them.
+            q, k, v = jnp.split(projected, (n_heads, n_heads + heads.n_kv), axis=1)
             return paged_decode_attention(
-                projected,
-                None,
-                None,
+                q,
+                k,
+                v,
                 layer,
                 table,
                 cos,

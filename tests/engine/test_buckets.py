@@ -3,7 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfjax.engine.buckets import piece_bucket, round_up_power_of_two, row_bucket
+from rfjax.engine.buckets import (
+    PIECE,
+    most_prompt_tokens,
+    piece_bucket,
+    round_up_power_of_two,
+    row_bucket,
+)
 
 
 @given(st.integers(1, 10**6), st.sampled_from([1, 2, 64]))
@@ -32,3 +38,9 @@ def test_where_programs_are_to_be_few_they_are_fewer(n):
     pieces = piece_bucket(n, few_programs=True)
     assert n <= pieces and (pieces < 2 * n or pieces == 4)
     assert pieces == 1 or pieces in [4 << shift for shift in range(20)]
+
+
+@given(st.integers(1, 10**6), st.booleans())
+def test_a_step_takes_one_prompt_of_the_whole_budget(budget, few_programs):
+    pieces = piece_bucket(-(-budget // PIECE), few_programs=few_programs)
+    assert PIECE * pieces <= most_prompt_tokens(budget) <= max(4 * PIECE, 2 * budget + 2 * PIECE)

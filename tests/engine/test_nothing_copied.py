@@ -58,18 +58,15 @@ SIZES = SchedulerConfig(
 )
 
 
-@pytest.fixture(scope="module", params=["packed", "dequantized"])
-def model(request, tmp_path_factory):
-    """A model whose matrices and caches are far larger than its activations."""
+@pytest.fixture(scope="module", params=[("packed", "float32"), ("dequantized", "int8")])
+def decoding(request, tmp_path_factory):
+    """A model whose matrices and caches are far larger than its activations, a runner of it, and
+    its compiled burst of three rows."""
+    weights, kv_dtype = request.param
     path = tmp_path_factory.mktemp("copies") / "m.gguf"
     tiny_llama(path, width=512, n_heads=8, n_kv_heads=1, n_layers=2, quantized=True)
-    return rfjax.load(path, weights=request.param)
-
-
-@pytest.fixture(scope="module", params=["float32", "int8"])
-def decoding(request, model):
-    """A model, a runner of it, and its compiled burst of three rows."""
-    runner = PlanRunner(model.params, model.config, SIZES, kv_dtype=request.param)
+    model = rfjax.load(path, weights=weights)
+    runner = PlanRunner(model.params, model.config, SIZES, kv_dtype=kv_dtype)
     return model, runner, lower_decode(model, runner, runner._compiled.decode).compile()
 
 

@@ -87,7 +87,7 @@ DECODE = {
     "paged_decode_attention": LAYERS,
 }
 # No logits are computed, and nothing reads what attention gives in the last layer.
-PREFILL = {"paged_prefill_attention": LAYERS - 1}
+PREFILL = {"paged_prefill_attention": LAYERS - 1, "packed_matmul": 4 * (LAYERS - 1) + 1}
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx1100"])

@@ -1,14 +1,18 @@
 """Products on the matrix units from packed weights, against f64 products, interpreted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rfjax.pallas import packed_matmul as module
+from rfjax.pallas.bf16_weights import fewest_groups
 from rfjax.pallas.packed_matmul import Config, arranged, heuristic, packed_matmul
 from rfjax.quant.formats import dequantize_numpy
 from rfjax.quant.layout import LAYOUTS
-from rfjax.quant.qtensor import dequantize_packed, pack_numpy
+from rfjax.quant.qtensor import dequantize_packed, pack, pack_numpy
 from rfjax.quant.random_blocks import with_scales
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
@@ -119,3 +123,23 @@ def test_the_heuristic_always_answers(n, k):
             assert min(config.rows, config.tokens) >= 16
             assert config.columns >= 4
             assert config.splits & (config.splits - 1) == 0
+
+
+@pytest.mark.parametrize("room", [99, 163, 227])
+@pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
+def test_what_is_chosen_fits_into_shared_memory(type, room, monkeypatch):
+    """Whether one weight's tile is held, or a gate's two."""
+    monkeypatch.setattr(module, "shared_memory", lambda target: room << 10)
+    block, size = BLOCK_SIZES[type]
+    raw = jax.ShapeDtypeStruct((14336, 4096 // block, size), jnp.uint8)
+    weights = [jax.eval_shape(lambda raw: pack(raw, type), raw)] * 2
+    groups = fewest_groups(LAYOUTS[type])
+    for m in (5, 17, 64, 100, 128, 256):
+        for gated in (False, True):
+            config = module._chosen((14336, 4096, m), weights, groups, gated, "cuda")
+            config = dataclasses.replace(config, groups=max(config.groups, groups))
+            n_results = 2 if gated and config.tokens <= module._GATED_TOKENS else 1
+            assert module._shared_bytes(config, weights, n_results) <= room << 10
+            assert config.rows >= 16 and config.tokens >= 16
+            if n_results == 2:
+                assert config.rows <= 64
