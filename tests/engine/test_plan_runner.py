@@ -18,8 +18,8 @@ from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.models.decoder import output_projection
 from rfjax.ops.mask import Mask
 
-GROUPS = (CacheGroup("full", 120), CacheGroup("window 24", 120, 24))
-FEW_PAGES = tuple(dataclasses.replace(group, n_pages=12) for group in GROUPS)
+# Few pages, and the same in all tests: so that some of them preempt, and all share programs.
+GROUPS = (CacheGroup("full", 24), CacheGroup("window 24", 24, 24))
 SIZES = SchedulerConfig(
     groups=GROUPS,
     page_size=16,
@@ -88,24 +88,24 @@ def alone(model):
     "settings",
     [
         {},
-        {"depth": 1, "burst": 3, "prefill_chunk": 16},
-        {"groups": FEW_PAGES, "max_context": 160},
+        {"depth": 1, "burst": 3, "mixed_burst": 5, "prefill_chunk": 16},
+        {"n_growing": 3},
     ],
     ids=["together", "short chunks and bursts", "preempted"],
 )
 def test_a_requests_tokens_are_the_same_whatever_is_beside_it(model, alone, settings):
-    engine = make_engine(model, **settings)
-    if "groups" in settings:  # two that grow, and so drive the others out
-        for n in (3, 4):
-            growing = params_of(0, max_tokens=120, ignore_eos=True)
-            engine.submit(engine.make_request(prompt(n), growing))
+    n_growing = settings.get("n_growing", 0)
+    engine = make_engine(model, **{k: v for k, v in settings.items() if k != "n_growing"})
+    for n in range(3, 3 + n_growing):  # these drive the others out
+        growing = params_of(0, max_tokens=150, ignore_eos=True)
+        engine.submit(engine.make_request(prompt(n), growing))
     prompts = [prompt(n) for n in LENGTHS]
     params = [params_of(i) for i in range(len(LENGTHS))]
     for output, expected in zip(generate(engine, prompts, params), alone, strict=True):
         same(output, expected)
-    if "groups" in settings:
-        assert engine.metrics.preemptions
-    assert engine.free_pages == tuple(group.n_pages - 1 for group in settings.get("groups", GROUPS))
+    engine.run_until_done()
+    assert (engine.metrics.preemptions > 0) == (n_growing > 0)
+    assert engine.free_pages == tuple(group.n_pages - 1 for group in GROUPS)
 
 
 def test_prefill_equals_decode_steps_bit_for_bit(model):
