@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plt
 
 from rfjax.pallas.intrinsics import dot4, lookup16, opaque, shift_right, signed_byte
 from rfjax.pallas.pack_activations import PackedActivations
+from rfjax.pallas.sub_scales import exponent, half, high_half, low_half
 from rfjax.pallas.target import Target
 from rfjax.pallas.tuned_config import tuned
 from rfjax.pallas.weight_tiles import over_tiles, tile_counts
@@ -192,11 +193,11 @@ class _Tile:
         if layout.block == GROUP:
             head = self._load(layout.scale, self.rows, group, self.hidden)
             if layout.scale == "e":
-                return [_exponent(head)], []
+                return [exponent(head)], []
             if layout.scale == "d":
-                return [_half(head)], []
-            return [_low_half(head)], [_high_half(head)]
-        d = _half(self.head) if layout.scale == "d" else _low_half(self.head)
+                return [half(head)], []
+            return [low_half(head)], [high_half(head)]
+        d = half(self.head) if layout.scale == "d" else low_half(self.head)
         if layout.sub == "xs":
             low = shift_right(self.words[0], 4 * group) & 15
             high = shift_right(self.head, 16 + 2 * group) & 3
@@ -204,7 +205,7 @@ class _Tile:
         if layout.sub == "k4":
             word = lambda first: self._pick(self.words[first : first + 2], group >> 2)  # noqa: E731
             scale, minimum = _byte(word(0), group & 3), _byte(word(2), group & 3)
-            return [d * scale], [-_high_half(self.head) * minimum]
+            return [d * scale], [-high_half(self.head) * minimum]
         # Sub-blocks of 16: scales 2 group and 2 group + 1.
         word, first = self._pick(self.words, group >> 1), 2 * (group & 1)
         if layout.sub == "k6":
@@ -213,7 +214,7 @@ class _Tile:
             return [d * (_byte(word, first + h) - 32.0) for h in range(2)], []
         assert layout.sub == "k2"
         codes = [shift_right(word, 8 * (first + h)) for h in range(2)]
-        minus = -_high_half(self.head)
+        minus = -high_half(self.head)
         return (
             [d * (code & 15).astype(jnp.float32) for code in codes],
             [minus * (shift_right(code, 4) & 15).astype(jnp.float32) for code in codes],
@@ -251,26 +252,6 @@ def _words_apart(words: Array, target: Target) -> list[Array]:
 
 def _byte(words: Array, index: Array) -> Array:
     return (shift_right(words, 8 * index) & 255).astype(jnp.float32)
-
-
-def _half(bits: Array) -> Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32)
-
-
-def _low_half(words: Array) -> Array:
-    return _half(words.astype(jnp.int16))
-
-
-def _high_half(words: Array) -> Array:
-    return _half(shift_right(words, 16).astype(jnp.int16))
-
-
-def _exponent(e: Array) -> Array:
-    """2^(e - 128), with the two smallest exponents flushed towards 2^-126."""
-    bits = jnp.maximum(e.astype(jnp.int32) - 1, 1)
-    return jax.lax.bitcast_convert_type(
-        jax.lax.shift_left(bits, jnp.full_like(bits, 23)), jnp.float32
-    )
 
 
 def _accumulate(x_refs, tokens, layout: Layout, refs: dict, first_row, config: Config, target):
