@@ -19,6 +19,7 @@ from rfjax.io.memory import Memory, gib, memory_of, step_bytes
 from rfjax.models.config import ModelConfig
 from rfjax.models.layer_groups import layer_groups
 from rfjax.models.params import Params
+from rfjax.pallas.page_tile import UNINDEXED
 from rfjax.quant.qtensor import packed_leaves
 
 logger = logging.getLogger(__name__)
@@ -175,10 +176,9 @@ class _Pages:
             most = sized.most_pages(context, step, self._engine.page_size)
             counts.append(1 + math.ceil(sequences * most))
         if self._dtype == jnp.int8:
-            # Kernels decline arrays of 8 bits of this range (see `paged_decode_attention`).
-            ranges = [((1 << 31) // n, (1 << 32) // n) for n in self._largest]
-            pairs = zip(counts, ranges, strict=True)
-            counts = [first if first < n <= end else n for n, (first, end) in pairs]
+            most, end = UNINDEXED  # which kernels decline
+            pairs = zip(counts, self._largest, strict=True)
+            counts = [most // size if most < n * size <= end else n for n, size in pairs]
         return counts
 
     def nbytes(self, context: int, sequences: float) -> int:

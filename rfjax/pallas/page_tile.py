@@ -13,6 +13,18 @@ from jax.experimental.pallas import triton as plt
 from rfjax.pallas.tile import load_or_zero
 from rfjax.typing import Array, Int
 
+UNINDEXED = (2**31, 2**32)
+"""Arrays of 8 bits of more numbers than the first, and no more than the second, are not taken: JAX
+0.10 to 0.12 index them with 32 bits and take these as signed."""
+
+
+def declines_size(pages: Array) -> str | None:
+    """Why kernels do not take pages `[P, K, C, H]` of this many numbers, or None if they do."""
+    most, end = UNINDEXED
+    if pages.dtype == jnp.int8 and most < pages.size <= end:
+        return f"pages of 8 bits must not have between 2 and 4 GiB, got {pages.shape[0]} pages"
+    return None
+
 
 class Tile(NamedTuple):
     """Keys and values `[*S, H]` of a block, as they lie in memory, H being padded with zeros.

@@ -18,7 +18,7 @@ from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas.combine_attention import combine_attention
 from rfjax.pallas.decode_heads import Heads, prepare_heads
 from rfjax.pallas.decode_span import decode_span
-from rfjax.pallas.page_tile import PagedRow
+from rfjax.pallas.page_tile import PagedRow, declines_size
 from rfjax.pallas.page_write import write_head
 from rfjax.pallas.paged_decode_config import (
     SMALLEST,
@@ -52,7 +52,7 @@ def declines(q: Array, pages: Pages, half: int, scale: float) -> str | None:
         half: half the number of elements of a head that are rotated.
     """
     k_pages, v_pages, *scales = pages
-    n_pages, _, page_size, head_dim = k_pages.shape
+    page_size, head_dim = k_pages.shape[2:]
     if k_pages.dtype != v_pages.dtype:
         return f"keys and values have different dtypes ({k_pages.dtype}, {v_pages.dtype})"
     if q.dtype not in _FLOATS:
@@ -65,9 +65,8 @@ def declines(q: Array, pages: Pages, half: int, scale: float) -> str | None:
         return f"its largest head dim is {_LARGEST_HEAD}, got {head_dim}"
     if page_size & (page_size - 1) or page_size < SMALLEST:
         return f"a page must have a power of two of tokens from {SMALLEST}, got {page_size}"
-    if k_pages.dtype == jnp.int8 and 2**31 < k_pages.size <= 2**32:
-        # JAX 0.10 to 0.12 index such an array with 32 bits and take them as signed.
-        return f"pages of 8 bits must not have between 2 and 4 GiB, got {n_pages} pages"
+    if (reason := declines_size(k_pages)) is not None:
+        return reason
     if 2 * half > head_dim:
         return f"{2 * half} elements are rotated of heads of {head_dim}"
     if scale <= 0:

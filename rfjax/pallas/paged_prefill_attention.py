@@ -18,7 +18,7 @@ from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas.exponential import LOG2_E, exp2
 from rfjax.pallas.key_span import key_span
 from rfjax.pallas.online_softmax import FLOOR, weigh
-from rfjax.pallas.page_tile import PagedRow
+from rfjax.pallas.page_tile import PagedRow, declines_size
 from rfjax.pallas.paged_prefill_config import SMALLEST, Config, head_parts, heuristic
 from rfjax.pallas.softcap import softcapped
 from rfjax.pallas.target import Target
@@ -32,7 +32,7 @@ _FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 def declines(q: Array, k_pages: Array, v_pages: Array, scale: float, target: Target) -> str | None:
     """Why the kernel does not take these arguments, or None if it does."""
-    n_pages, _, page_size, head_dim = k_pages.shape
+    page_size, head_dim = k_pages.shape[2:]
     if k_pages.dtype != v_pages.dtype:
         return f"keys and values have different dtypes ({k_pages.dtype}, {v_pages.dtype})"
     if q.dtype not in _FLOATS:
@@ -45,9 +45,8 @@ def declines(q: Array, k_pages: Array, v_pages: Array, scale: float, target: Tar
         return f"its largest head dim is {_LARGEST_HEAD}, got {head_dim}"
     if page_size & (page_size - 1) or page_size < SMALLEST:
         return f"a page must have a power of two of tokens from {SMALLEST}, got {page_size}"
-    if k_pages.dtype == jnp.int8 and 2**31 < k_pages.size <= 2**32:
-        # JAX 0.10 to 0.12 index such an array with 32 bits and take them as signed.
-        return f"pages of 8 bits must not have between 2 and 4 GiB, got {n_pages} pages"
+    if (reason := declines_size(k_pages)) is not None:
+        return reason
     if scale <= 0:
         return f"it takes positive scales only, got {scale}"
     return None
