@@ -18,7 +18,7 @@ from rfjax.bench.steps import generate, prompt_step
 from rfjax.bench.subject import Subject
 from rfjax.bench.traffic import case_bytes, case_flops
 from rfjax.cache.dense import DenseCache, cache_bytes, init_cache
-from rfjax.engine.buckets import SMALLEST_CAPACITY, round_up_power_of_two
+from rfjax.engine.buckets import round_up_power_of_two
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import CapacityError, ConfigError
 from rfjax.evals.perplexity import score
@@ -27,6 +27,9 @@ from rfjax.models.decoder import project
 from rfjax.models.params import Params
 from rfjax.quant.qtensor import has_packed
 from rfjax.typing import Array
+
+_SMALLEST_CAPACITY = 64
+"""Tokens that a row of the cache holds at least."""
 
 Run = Callable[[], tuple[float, object]]
 """One repetition: its seconds, and what it computed."""
@@ -181,7 +184,7 @@ class _Decoding:
     def __init__(self, subject: Subject, case: Case, config: BenchConfig):
         self._params, self._config = subject.params, subject.config
         self._case, self._chunk = case, config.prompt_chunk
-        self._capacity = round_up_power_of_two(case.n_context, SMALLEST_CAPACITY)
+        self._capacity = round_up_power_of_two(case.n_context, _SMALLEST_CAPACITY)
         self._check_room()
         jit = functools.partial(_jit, params=subject.params, static_argnames="config")
         self._prompt_step = jit(prompt_step, donate_argnames="cache")

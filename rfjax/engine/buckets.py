@@ -1,8 +1,5 @@
 """Array sizes are rounded up to few values, so that few programs are compiled."""
 
-SMALLEST_CAPACITY = 64
-
-
 PIECE = 64
 """Most tokens of a piece of a prompt. Pieces of all prompts are the rows of a step."""
 
