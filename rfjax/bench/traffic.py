@@ -22,7 +22,7 @@ def case_bytes(params: Params, config: ModelConfig, case: Case) -> int:
     if not case.n_gen or case.n_prompt:
         return 0
     keys = sum(case.n_depth + i + 1 for i in range(case.n_gen))
-    per_key = sum(2 * n_kv * head_dim for n_kv, head_dim in config.kv_shapes)
+    per_key = sum(shape.per_token for shape in config.kv_shapes)
     cached = keys * per_key * jnp.dtype(config.dtype).itemsize * case.n_seqs
     return case.n_gen * weight_bytes(params, config, case.n_seqs) + cached
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from rfjax.cache.kv_shape import KVShape
+from rfjax.errors import UnsupportedError
 from rfjax.sharding import leaf_sharding
 from rfjax.typing import Array, Float, Int
 
@@ -44,7 +46,7 @@ class DenseCache:
 
 
 def init_cache(
-    kv_shapes: tuple[tuple[int, int], ...],
+    kv_shapes: tuple[KVShape, ...],
     batch: int,
     capacity: int,
     dtype: jnp.dtype,
@@ -53,18 +55,26 @@ def init_cache(
     """An empty cache, spread over a mesh if there is one.
 
     Args:
-        kv_shapes: (kv heads, head dim) of every layer.
+        kv_shapes: of every layer.
         batch: rows.
         capacity: tokens of a row.
         dtype: of keys and values.
         mesh: see `cache_sharding`.
-    """
 
-    def layer(n_kv: int, head_dim: int) -> LayerCache:
+    Raises:
+        UnsupportedError: a layer keeps no values of its own.
+    """
+    if any(shape.is_latent for shape in kv_shapes):
+        raise UnsupportedError(
+            "a cache of dense rows: got layers of latent attention, expected layers that keep keys "
+            "and values. Use pages (rfjax.cache.paged, as the engine does)"
+        )
+
+    def layer(n_kv: int, k_dim: int, v_dim: int) -> LayerCache:
         device = None if mesh is None else cache_sharding(mesh, batch, n_kv)
         return LayerCache(
-            k=jnp.zeros((batch, n_kv, capacity, head_dim), dtype, device=device),
-            v=jnp.zeros((batch, n_kv, head_dim, capacity), dtype, device=device),
+            k=jnp.zeros((batch, n_kv, capacity, k_dim), dtype, device=device),
+            v=jnp.zeros((batch, n_kv, v_dim, capacity), dtype, device=device),
         )
 
     return DenseCache(layers=tuple(layer(*shape) for shape in kv_shapes))
@@ -77,19 +87,22 @@ def cache_sharding(mesh: Mesh | AbstractMesh, batch: int, n_kv: int) -> NamedSha
 
 
 def cache_bytes(
-    kv_shapes: tuple[tuple[int, int], ...],
+    kv_shapes: tuple[KVShape, ...],
     batch: int,
     capacity: int,
     dtype: jnp.dtype,
     mesh: Mesh | AbstractMesh | None = None,
 ) -> int:
-    """Bytes that `init_cache` with the same arguments allocates, on each device."""
+    """Bytes that `init_cache` with the same arguments allocates, on each device.
+
+    Layers of latent attention, which it refuses, count with what pages keep of as many tokens.
+    """
     total = 0
-    for n_kv, head_dim in kv_shapes:
-        shape = (batch, n_kv, capacity, head_dim)
+    for n_kv, k_dim, v_dim in kv_shapes:
+        shape = (batch, n_kv, capacity, k_dim + v_dim)
         if mesh is not None:
             shape = cache_sharding(mesh, batch, n_kv).shard_shape(shape)
-        total += 2 * math.prod(shape)
+        total += math.prod(shape)
     return total * jnp.dtype(dtype).itemsize
 
 

@@ -6,10 +6,13 @@ tables of their own: who owns which page is the scheduler's affair (`rfjax.engin
 Token p of a sequence stands in page `table[p // C]` of each of its groups, at place `p % C`.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from rfjax.cache.kv_shape import KVShape
 from rfjax.sharding import leaf_sharding
 from rfjax.typing import Array, Float, Int
 
@@ -36,15 +39,34 @@ class PagedLayer:
 
 
 @struct.dataclass
+class LatentLayer:
+    """One layer's pages of latent attention: a single head of keys, and no values of their own.
+
+    Scales of an 8-bit cache as in `PagedLayer`.
+    """
+
+    k: Array  # [P, 1, C, R]
+    k_scale: Array | None = None  # f32 [P, 1, C]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.k.shape[2]
+
+
+LayerPages = PagedLayer | LatentLayer
+
+
+@struct.dataclass
 class PagedCache:
     """Pages of every layer, and the group whose table finds them."""
 
-    layers: tuple[PagedLayer, ...]
+    layers: tuple[LayerPages, ...]
     groups: tuple[int, ...] = struct.field(pytree_node=False)  # of each layer
 
 
 def init_paged_cache(
-    kv_shapes: tuple[tuple[int, int], ...],
+    kv_shapes: tuple[KVShape, ...],
     groups: tuple[int, ...],
     n_pages: tuple[int, ...],
     page_size: int,
@@ -54,7 +76,7 @@ def init_paged_cache(
     """An empty cache.
 
     Args:
-        kv_shapes: (kv heads, head dim) of every layer.
+        kv_shapes: of every layer.
         groups: of every layer.
         n_pages: of each group, the null page included.
         page_size: tokens of a page.
@@ -62,16 +84,17 @@ def init_paged_cache(
         mesh: spreads kv heads over "model"; None is one device.
     """
 
-    def layer(shape: tuple[int, int], group: int) -> PagedLayer:
-        n_kv, head_dim = shape
-        device = None if mesh is None else pages_sharding(mesh, n_kv)
-        pages = (n_pages[group], n_kv, page_size, head_dim)
+    def layer(shape: KVShape, group: int) -> LayerPages:
+        device = None if mesh is None else pages_sharding(mesh, shape.n_kv)
+        places = (n_pages[group], shape.n_kv, page_size)
         # Each array is allocated by itself: the step donates them all.
-        k, v = (jnp.zeros(pages, dtype, device=device) for _ in range(2))
-        if jnp.dtype(dtype) != jnp.int8:
-            return PagedLayer(k, v)
-        scales = (jnp.zeros(pages[:3], jnp.float32, device=device) for _ in range(2))
-        return PagedLayer(k, v, *scales)
+        zeros = lambda *sizes: jnp.zeros((*places, *sizes), dtype, device=device)  # noqa: E731
+        scale = lambda: (  # noqa: E731
+            jnp.zeros(places, jnp.float32, device=device) if jnp.dtype(dtype) == jnp.int8 else None
+        )
+        if shape.is_latent:
+            return LatentLayer(zeros(shape.k_dim), scale())
+        return PagedLayer(zeros(shape.k_dim), zeros(shape.v_dim), scale(), scale())
 
     layers = tuple(layer(s, g) for s, g in zip(kv_shapes, groups, strict=True))
     return PagedCache(layers, groups)
@@ -83,7 +106,7 @@ def pages_sharding(mesh: Mesh | AbstractMesh, n_kv: int) -> NamedSharding:
 
 
 def page_bytes(
-    kv_shapes: tuple[tuple[int, int], ...],
+    kv_shapes: tuple[KVShape, ...],
     page_size: int,
     dtype: jnp.dtype,
     mesh: Mesh | AbstractMesh | None = None,
@@ -91,11 +114,11 @@ def page_bytes(
     """Bytes on each device of one page in all of some layers."""
     total = 0
     itemsize = jnp.dtype(dtype).itemsize
-    for n_kv, head_dim in kv_shapes:
+    for n_kv, k_dim, v_dim in kv_shapes:
+        n_scales = 0 if itemsize > 1 else 2 if v_dim else 1
         if mesh is not None:
             _, n_kv, _ = pages_sharding(mesh, n_kv).shard_shape((1, n_kv, 1))
-        scale = 4 if itemsize == 1 else 0
-        total += 2 * n_kv * page_size * (head_dim * itemsize + scale)
+        total += n_kv * page_size * ((k_dim + v_dim) * itemsize + 4 * n_scales)
     return total
 
 
@@ -114,23 +137,38 @@ def append_pages(
         table: of each row.
         positions: absolute.
     """
+    at = _places(layer, table, positions)
+    keys, k_scale = _written(layer.k, layer.k_scale, at, k)
+    values, v_scale = _written(layer.v, layer.v_scale, at, v)
+    return PagedLayer(keys, values, k_scale, v_scale)
+
+
+def append_latent(
+    layer: LatentLayer,
+    table: Int[Array, "B M"],
+    k: Float[Array, "B L 1 R"],
+    positions: Int[Array, "B L"],
+) -> LatentLayer:
+    """Write the keys of L tokens a row at their positions, as `append_pages` does."""
+    return LatentLayer(*_written(layer.k, layer.k_scale, _places(layer, table, positions), k))
+
+
+def _places(layer: LayerPages, table: Array, positions: Array) -> tuple[Array, slice, Array]:
+    """Where tokens at these positions stand; outside of all pages for those of no page."""
     n_pages, size = layer.k.shape[0], layer.page_size
     page = jnp.take_along_axis(table, positions // size, axis=1, mode="clip")
     inside = (positions >= 0) & (positions < table.shape[1] * size)
-    page = jnp.where(inside, page, n_pages)
-    at = (page, slice(None), positions % size)
-    if layer.k_scale is None or layer.v_scale is None:
-        return PagedLayer(
-            k=layer.k.at[at].set(k.astype(layer.k.dtype), mode="drop"),
-            v=layer.v.at[at].set(v.astype(layer.v.dtype), mode="drop"),
-        )
-    (k, k_scale), (v, v_scale) = quantize_heads(k), quantize_heads(v)
-    return PagedLayer(
-        k=layer.k.at[at].set(k, mode="drop"),
-        v=layer.v.at[at].set(v, mode="drop"),
-        k_scale=layer.k_scale.at[at].set(k_scale, mode="drop"),
-        v_scale=layer.v_scale.at[at].set(v_scale, mode="drop"),
-    )
+    return jnp.where(inside, page, n_pages), slice(None), positions % size
+
+
+def _written(
+    pages: Array, scales: Array | None, at: tuple[Array, slice, Array], heads: Array
+) -> tuple[Array, Array | None]:
+    """Pages, and scales of 8-bit ones, with heads [B, L, K, H] at their places."""
+    if scales is None:
+        return pages.at[at].set(heads.astype(pages.dtype), mode="drop"), None
+    values, new = quantize_heads(heads)
+    return pages.at[at].set(values, mode="drop"), scales.at[at].set(new, mode="drop")
 
 
 def quantize_heads(x: Float[Array, "*T H"]) -> tuple[Int[Array, "*T H"], Float[Array, "*T"]]:
@@ -150,15 +188,25 @@ def read_pages(
     layer: PagedLayer, pages: Int[Array, "B n"], dtype: jnp.dtype
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
     """Keys and values of whole pages, S = n * C tokens a row, in `dtype`."""
+    return (
+        _read(layer.k, layer.k_scale, pages, dtype),
+        _read(layer.v, layer.v_scale, pages, dtype),
+    )
 
-    def read(values: Array, scales: Array | None) -> Array:
-        found = values[pages].astype(dtype)  # [B, n, K, C, H]
-        if scales is not None:
-            found = (found.astype(jnp.float32) * scales[pages][..., None]).astype(dtype)
-        batch, n, n_kv, size, head_dim = found.shape
-        return found.transpose(0, 2, 1, 3, 4).reshape(batch, n_kv, n * size, head_dim)
 
-    return read(layer.k, layer.k_scale), read(layer.v, layer.v_scale)
+def read_latent(
+    layer: LatentLayer, pages: Int[Array, "B n"], dtype: jnp.dtype
+) -> Float[Array, "B 1 S R"]:
+    """Keys of whole pages, as `read_pages` gives them."""
+    return _read(layer.k, layer.k_scale, pages, dtype)
+
+
+def _read(values: Array, scales: Array | None, pages: Array, dtype: jnp.dtype) -> Array:
+    found = values[pages].astype(dtype)  # [B, n, K, C, H]
+    if scales is not None:
+        found = (found.astype(jnp.float32) * scales[pages][..., None]).astype(dtype)
+    batch, n, n_kv, size, head_dim = found.shape
+    return found.transpose(0, 2, 1, 3, 4).reshape(batch, n_kv, n * size, head_dim)
 
 
 def copy_pages(
@@ -170,14 +218,14 @@ def copy_pages(
         copies: sources and targets of each group; a target outside the pages copies nothing.
     """
 
-    def copied(layer: PagedLayer, group: int) -> PagedLayer:
+    def copied(layer: LayerPages, group: int) -> LayerPages:
         sources, targets = copies[group]
         values = {
             name: pages.at[targets].set(pages[sources], mode="drop")
             for name, pages in vars(layer).items()
             if pages is not None
         }
-        return PagedLayer(**values)
+        return dataclasses.replace(layer, **values)
 
     layers = zip(cache.layers, cache.groups, strict=True)
     return PagedCache(tuple(copied(layer, group) for layer, group in layers), cache.groups)

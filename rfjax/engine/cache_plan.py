@@ -158,14 +158,11 @@ class _Pages:
         self._groups = layer_groups(config)
         self._dtype = dtype = jnp.dtype(engine.kv_dtype or config.dtype)
         shapes = config.kv_shapes
+        by_group = [tuple(shapes[i] for i in group.layers) for group in self._groups]
         self._largest = [  # numbers of a page in the widest layer of each group
-            engine.page_size * max(math.prod(shapes[i]) for i in group.layers)
-            for group in self._groups
+            engine.page_size * max(s.n_kv * max(s.k_dim, s.v_dim) for s in own) for own in by_group
         ]
-        self._bytes = [
-            page_bytes(tuple(shapes[i] for i in group.layers), engine.page_size, dtype, mesh)
-            for group in self._groups
-        ]
+        self._bytes = [page_bytes(own, engine.page_size, dtype, mesh) for own in by_group]
 
     def counts(self, context: int, sequences: float) -> list[int]:
         """Pages of each group for so many sequences, the null page included."""

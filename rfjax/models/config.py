@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from rfjax.cache.kv_shape import KVShape
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
 from rfjax.ops.rope import Rope
@@ -30,6 +31,24 @@ class AttentionTemperature:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latent:
+    """DeepSeek's latent attention: keys and values are projections of one short vector a token.
+
+    `q_rank`: width of the bottleneck before the queries, 0: `attn_q` is one matrix. `kv_rank`:
+    width of the vector that keys and values are made of, R. Each head has keys of `nope_dim`
+    elements from it and `rope_dim` rotated elements, which all heads share, and values of
+    `value_dim`. `split`: the file has `attn_k_b` and `attn_v_b`, else the older `attn_kv_b`.
+    """
+
+    q_rank: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    split: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerConfig:
     """One transformer layer.
 
@@ -49,6 +68,14 @@ class LayerConfig:
     experts: Experts | None
     biases: frozenset[str]
     temperature: AttentionTemperature | None = None
+    latent: Latent | None = None
+
+    @property
+    def kv_shape(self) -> KVShape:
+        """What the layer keeps of a token."""
+        if self.latent is not None:
+            return KVShape(1, self.latent.kv_rank + self.latent.rope_dim, 0)
+        return KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +101,6 @@ class ModelConfig:
     kernels: KernelPolicy = DEFAULT_POLICY
 
     @property
-    def kv_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(kv heads, head dim) of every layer, for the cache."""
-        return tuple((layer.n_kv_heads, layer.head_dim) for layer in self.layers)
+    def kv_shapes(self) -> tuple[KVShape, ...]:
+        """What every layer keeps of a token."""
+        return tuple(layer.kv_shape for layer in self.layers)

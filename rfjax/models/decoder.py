@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.cache.dense import DenseCache, LayerCache, append
-from rfjax.cache.paged import PagedCache, PagedLayer, append_pages
+from rfjax.cache.paged import LayerPages, PagedCache, append_pages
 from rfjax.models.attention_inputs import AttentionInputs, whole_rows
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.models.params import Block, Linear, Params
@@ -22,7 +22,7 @@ from rfjax.ops.rope import Rope, apply_rope, rope_tables
 from rfjax.typing import Array, Float, Int
 
 Cache = DenseCache | PagedCache
-LayerView = LayerCache | tuple[PagedLayer, Int[Array, "B M"]] | None
+LayerView = LayerCache | tuple[LayerPages, Int[Array, "B M"]] | None
 """A layer's part of the cache; of a paged one, with the rows' tables."""
 
 
@@ -130,7 +130,7 @@ def _attention_block(
     tables: tuple[Array, Array],
     layer: LayerConfig,
     config: ModelConfig,
-) -> tuple[Float[Array, "T D"], LayerCache | PagedLayer | None]:
+) -> tuple[Float[Array, "T D"], LayerCache | LayerPages | None]:
     """`x` and what attention adds to it, and the layer's written cache."""
     eps, policy = config.norm_eps, config.kernels
     with jax.named_scope("qkv"):

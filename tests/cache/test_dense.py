@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from rfjax.cache.dense import LayerCache, append, cache_bytes, init_cache
+from rfjax.cache.kv_shape import KVShape
+from rfjax.errors import UnsupportedError
 
 B, L, K, H, CAPACITY = 3, 4, 2, 5, 7
-SHAPES = ((K, H),)
+SHAPES = (KVShape(K, H, H),)
 
 write = jax.jit(append)
 
@@ -90,17 +92,24 @@ def test_append_casts_to_the_dtype_of_the_cache():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cache_bytes_are_the_bytes_that_are_allocated(dtype):
-    shapes = ((2, 8), (1, 16), (4, 6))
+    shapes = KVShape(2, 8, 8), KVShape(1, 16, 10), KVShape(4, 6, 12)
     cache = init_cache(shapes, 3, 10, jnp.dtype(dtype))
     assert cache.capacity == 10
-    assert [layer.k.shape for layer in cache.layers] == [(3, n, 10, h) for n, h in shapes]
-    assert [layer.v.shape for layer in cache.layers] == [(3, n, h, 10) for n, h in shapes]
+    assert [layer.k.shape for layer in cache.layers] == [(3, n, 10, k) for n, k, _ in shapes]
+    assert [layer.v.shape for layer in cache.layers] == [(3, n, v, 10) for n, _, v in shapes]
     live = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     assert (
         live
         == cache_bytes(shapes, 3, 10, jnp.dtype(dtype))
-        == 3 * 10 * 2 * 56 * (jnp.dtype(dtype).itemsize)
+        == 3 * 10 * 130 * (jnp.dtype(dtype).itemsize)
     )
+
+
+def test_latent_layers_are_refused_and_counted():
+    shapes = KVShape(2, 8, 8), KVShape(1, 24, 0)
+    with pytest.raises(UnsupportedError, match="dense rows: got layers of latent attention"):
+        init_cache(shapes, 3, 10, jnp.dtype("float32"))
+    assert cache_bytes(shapes, 3, 10, jnp.dtype("float32")) == 4 * 3 * 10 * (32 + 24)
 
 
 def test_a_cache_is_an_immutable_tree():

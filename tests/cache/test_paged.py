@@ -8,13 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rfjax.cache.kv_shape import KVShape
 from rfjax.cache.paged import (
+    LatentLayer,
+    append_latent,
     append_pages,
     copy_pages,
     init_paged_cache,
     page_bytes,
     pages_sharding,
     quantize_heads,
+    read_latent,
     read_pages,
 )
 from rfjax.sharding import make_mesh
@@ -25,7 +29,7 @@ append = jax.jit(append_pages)
 
 
 def empty(dtype="float32"):
-    cache = init_paged_cache(((KV, HEAD),), (0,), (PAGES,), SIZE, jnp.dtype(dtype))
+    cache = init_paged_cache((KVShape(KV, HEAD, HEAD),), (0,), (PAGES,), SIZE, jnp.dtype(dtype))
     return cache.layers[0]
 
 
@@ -98,7 +102,9 @@ def test_an_eight_bit_cache_reads_what_was_quantized():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_copies_read_all_sources_before_they_write(dtype):
-    cache = init_paged_cache(((KV, HEAD), (1, HEAD)), (0, 1), (6, 4), SIZE, jnp.dtype(dtype))
+    cache = init_paged_cache(
+        (KVShape(KV, HEAD, HEAD), KVShape(1, 3 * HEAD, 0)), (0, 1), (6, 4), SIZE, jnp.dtype(dtype)
+    )
     number = lambda x: jnp.broadcast_to(  # noqa: E731
         jnp.arange(x.shape[0], dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)), x.shape
     )
@@ -114,7 +120,7 @@ def test_copies_read_all_sources_before_they_write(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_bytes_are_those_that_are_allocated(dtype):
-    shapes = ((2, 8), (4, 16), (2, 8))
+    shapes = KVShape(2, 8, 8), KVShape(4, 16, 12), KVShape(1, 24, 0)
     cache = init_paged_cache(shapes, (0, 1, 0), (5, 7), SIZE, jnp.dtype(dtype))
     for group, n in ((0, 5), (1, 7)):
         own = [layer for layer, g in zip(cache.layers, cache.groups, strict=True) if g == group]
@@ -125,12 +131,37 @@ def test_bytes_are_those_that_are_allocated(dtype):
 
 def test_kv_heads_are_spread_over_a_mesh():
     mesh = make_mesh(data=2, model=2)
-    cache = init_paged_cache(((4, 8),), (0,), (5,), SIZE, jnp.dtype("int8"), mesh)
+    cache = init_paged_cache((KVShape(4, 8, 8),), (0,), (5,), SIZE, jnp.dtype("int8"), mesh)
     layer = cache.layers[0]
     assert {s.data.shape for s in layer.k.addressable_shards} == {(5, 2, SIZE, 8)}
     assert {s.data.shape for s in layer.k_scale.addressable_shards} == {(5, 2, SIZE)}
-    on_one = 5 * page_bytes(((4, 8),), SIZE, jnp.dtype("int8"), mesh)
+    on_one = 5 * page_bytes((KVShape(4, 8, 8),), SIZE, jnp.dtype("int8"), mesh)
     assert on_one == sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) / 2
-    odd = init_paged_cache(((3, 8),), (0,), (5,), SIZE, jnp.dtype("float32"), mesh).layers[0]
+    odd = init_paged_cache(
+        (KVShape(3, 8, 8),), (0,), (5,), SIZE, jnp.dtype("float32"), mesh
+    ).layers[0]
     assert odd.k.sharding == pages_sharding(mesh, 3)
     assert odd.k.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_latent_pages_hold_keys_alone(dtype):
+    shape = KVShape(1, 24, 0)
+    layer = init_paged_cache((shape,), (0,), (PAGES,), SIZE, jnp.dtype(dtype)).layers[0]
+    assert isinstance(layer, LatentLayer) and layer.page_size == SIZE
+    table, rng = np.array([[4, 2, 7]], np.int32), np.random.default_rng(0)
+    k = rng.standard_normal((1, 21, 1, 24)).astype(np.float32)
+    positions = np.append(np.arange(20, dtype=np.int32), np.int32(-1))[None]
+    layer = jax.jit(append_latent)(layer, table, k, positions)
+    read = np.asarray(read_latent(layer, jnp.asarray(table), jnp.dtype("float32")))
+    assert read.shape == (1, 1, WIDTH * SIZE, 24) and not read[:, :, 20:].any()
+    bound = 0 if dtype == "float32" else np.abs(k[:, :20, 0]).max() / 254 * 1.0001
+    assert (np.abs(read[:, 0, :20] - k[:, :20, 0]) <= bound).all()
+
+
+def test_latent_pages_are_on_every_device_of_a_mesh():
+    mesh = make_mesh(data=2, model=2)
+    shapes, dtype = (KVShape(1, 24, 0),), jnp.dtype("int8")
+    layer = init_paged_cache(shapes, (0,), (5,), SIZE, dtype, mesh).layers[0]
+    assert layer.k.sharding.is_fully_replicated
+    assert 5 * page_bytes(shapes, SIZE, dtype, mesh) == 5 * SIZE * (24 + 4)

@@ -46,7 +46,7 @@ def test_a_plain_llama(configured):
     assert (config.vocab_size, config.d_model, config.context_length) == (40, 32, 128)
     assert config.norm_eps == pytest.approx(1e-5)
     assert not (config.tied_output or config.output_bias or config.rope_factors)
-    assert config.kv_shapes == ((2, 8), (2, 8))
+    assert config.kv_shapes == ((2, 8, 8), (2, 8, 8))
     layer = layer_of(config)
     assert (layer.n_heads, layer.n_kv_heads, layer.head_dim, layer.ffn_dim) == (4, 2, 8, 48)
     assert layer.attention_scale == pytest.approx(8**-0.5)
@@ -102,7 +102,7 @@ def test_values_may_differ_by_layer(configured):
     )
     assert [layer.ffn_dim for layer in config.layers] == [16, 24]
     assert [layer.n_heads for layer in config.layers] == [4, 2]
-    assert config.kv_shapes == ((2, 8), (1, 8))
+    assert config.kv_shapes == ((2, 8, 8), (1, 8, 8))
 
 
 @pytest.mark.parametrize(
