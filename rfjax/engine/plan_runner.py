@@ -1,8 +1,7 @@
 """Carries out the scheduler's plans on the device. See `rfjax.engine.plan` for what they ask."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rfjax.cache.paged import PagedCache, copy_pages, init_paged_cache, pages_sharding
+from rfjax.cache.paged import init_paged_cache
 from rfjax.engine import steps
 from rfjax.engine.buckets import (
     PIECE,
@@ -20,8 +19,8 @@ from rfjax.engine.buckets import (
     row_bucket,
 )
 from rfjax.engine.burst import Burst, Reporting
-from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.exhaustion import device_memory
+from rfjax.engine.jitted_steps import jitted_steps
 from rfjax.engine.plan import DecodeRows, Opened, PageCopies, PageWrites, Plan, PrefillChunk
 from rfjax.engine.rows import rows_of, token_lists, uses_counts, widened
 from rfjax.engine.sampling_params import MAX_LOGPROBS
@@ -31,7 +30,6 @@ from rfjax.models.layer_groups import group_of_layers, layer_groups
 from rfjax.models.params import Params
 from rfjax.ops.sampling import LogitsProcessor
 from rfjax.quant.qtensor import has_packed
-from rfjax.sharding import batch_sharding
 
 _SMALLEST_PIECE = 16
 
@@ -77,7 +75,7 @@ class PlanRunner:
         self._reads_counts = bool(processors)  # they may
         self._few_programs = jax.default_backend() != "cpu"
         burst = max(sizes.burst, sizes.mixed_burst)
-        self._compiled = _compiled(has_packed(params), mesh, burst, processors)
+        self._compiled = jitted_steps(has_packed(params), mesh, burst, processors)
         self._n_top = min(MAX_LOGPROBS, config.vocab_size)
         self.reset()
 
@@ -294,106 +292,3 @@ class _Pieces:
 
 def _padded(values: Sequence[int], n: int, fill: int) -> np.ndarray:
     return np.array([*values, *[fill] * (n - len(values))], np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Compiled:
-    """The jitted steps."""
-
-    open_rows: Callable
-    count_tokens: Callable
-    write_tables: Callable
-    prefill: Callable
-    prefill_reporting: Callable
-    copy_pages: Callable
-    decode: Callable
-
-
-@functools.cache
-def _compiled(
-    packed: bool, mesh: Mesh | None, burst: int, processors: tuple[LogitsProcessor, ...]
-) -> _Compiled:
-    """Steps as functions that runners of the same kind share, and so compile once."""
-
-    def pinned(cache: PagedCache) -> PagedCache:
-        """Pages where they were, so that the next step needs no other program."""
-        if mesh is None:
-            return cache
-        layers = tuple(
-            jax.lax.with_sharding_constraint(layer, pages_sharding(mesh, layer.k.shape[1]))
-            for layer in cache.layers
-        )
-        return PagedCache(layers, cache.groups)
-
-    def everywhere(tree):
-        if mesh is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
-
-    def by_rows(*arrays):
-        """Rows of a step over "data"."""
-        if mesh is None:
-            return arrays
-        sharding = batch_sharding(mesh, arrays[0].shape[0])
-        return jax.lax.with_sharding_constraint(arrays, sharding)
-
-    def open_rows(rows, tables, at, new):
-        return everywhere(steps.open_rows(rows, tables, at, new))
-
-    def count_tokens(counts, at, prompt, output):
-        return everywhere(steps.count_tokens(counts, at, prompt, output))
-
-    def write_tables(tables, writes):
-        return everywhere(steps.write_tables(tables, writes))
-
-    def prefill(params, cache, tables, tokens, positions, slots, config):
-        pieces = by_rows(tokens, positions, slots)
-        _, cache = steps.prefill(params, cache, tables, *pieces, config=config)
-        return pinned(cache)
-
-    def prefill_reporting(
-        params, cache, tables, tokens, positions, slots, following, n_top, config
-    ):
-        pieces = by_rows(tokens, positions, slots)
-        hidden, cache = steps.prefill(params, cache, tables, *pieces, config=config)
-        values = steps.prompt_logprobs(params, hidden, following, n_top, config=config)
-        return pinned(cache), everywhere(values)
-
-    def copy(cache, copies):
-        return pinned(copy_pages(cache, copies))
-
-    def decode(params, cache, rows, counts, tables, slots, row_steps, n_steps, n_top, config):
-        slots, row_steps = by_rows(slots, row_steps)
-        cache, *others = steps.decode(
-            params,
-            cache,
-            rows,
-            counts,
-            tables,
-            slots,
-            row_steps,
-            n_steps,
-            burst=burst,
-            n_top=n_top,
-            processors=processors,
-            config=config,
-        )
-        return pinned(cache), *everywhere(tuple(others))
-
-    options = compiler_options(packed=packed)
-    jit = functools.partial(jax.jit, compiler_options=options)
-    return _Compiled(
-        open_rows=jit(open_rows, donate_argnames=("rows", "tables")),
-        count_tokens=jit(count_tokens, donate_argnames="counts"),
-        write_tables=jit(write_tables, donate_argnames="tables"),
-        prefill=jit(prefill, donate_argnames="cache", static_argnames="config"),
-        prefill_reporting=jit(
-            prefill_reporting, donate_argnames="cache", static_argnames=("n_top", "config")
-        ),
-        copy_pages=jit(copy, donate_argnames="cache"),
-        decode=jit(
-            decode,
-            donate_argnames=("cache", "rows", "counts"),
-            static_argnames=("n_top", "config"),
-        ),
-    )
