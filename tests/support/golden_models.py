@@ -86,15 +86,15 @@ GOLDENS = {
 }
 
 
-def llama_cpp_logits(path: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-    """Logits f32 [T, V] of llama.cpp after every token, from an empty context."""
+def llama_cpp_logits(path: pathlib.Path, tokens: np.ndarray, context: int = 256) -> np.ndarray:
+    """Logits f32 [T, V] of llama.cpp after every token, from an empty context of that size."""
     import llama_cpp.llama_cpp as lib
 
     lib.llama_backend_init()
     model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     settings = lib.llama_context_default_params()
     f32, off = 0, 0  # of enums ggml_type and llama_flash_attn_type
-    sizes = {"n_ctx": 256, "n_batch": 256, "n_ubatch": 256}
+    sizes = {"n_ctx": context, "n_batch": 256, "n_ubatch": 256}
     for field, value in (sizes | {"type_k": f32, "type_v": f32, "flash_attn_type": off}).items():
         setattr(settings, field, value)
     context = lib.llama_init_from_model(model, settings)
