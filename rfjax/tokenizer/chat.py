@@ -7,13 +7,15 @@ written for, and runs in the sandbox of `rfjax.tokenizer.sandbox`.
 from __future__ import annotations
 
 import datetime
+import difflib
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rfjax.errors import ModelFormatError, RequestError, RfjaxError
 from rfjax.tokenizer.budget import Budget
+from rfjax.tokenizer.families import FAMILIES
 from rfjax.tokenizer.sandbox import BUDGET, Refusal, compile_template
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 MAX_OUTPUT_CHARS = 16 * 2**20
 
 _KEPT_TEMPLATES = 8
+_EXAMPLES = ", such as chatml, llama3 or gemma"
+# These end turns in so many families that they say nothing of which one it is.
+_COMMON_ENDS = ("</s>", "<|endoftext|>", "<|user|>", "\n\n")
 _KEY = "tokenizer.chat_template"
 # What a template may raise by itself: wrong types and missing keys in what it was given, and names
 # that Jinja's compiler makes of numbers like 1e999.
@@ -58,9 +63,23 @@ def read_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 class ChatTemplates:
     """The chat templates of one model, compiled when first used."""
 
-    def __init__(self, sources: Mapping[str, str], special_texts: Mapping[str, str]):
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_texts: Mapping[str, str],
+        vocabulary: Container[str] = (),
+    ):
+        """Templates of a model.
+
+        Args:
+          sources: Jinja source by name.
+          special_texts: Variables of templates such as `bos_token`.
+          vocabulary: Texts of the model's tokens, which tell what a model without a template
+            may have been trained with.
+        """
         self.sources = types.MappingProxyType(dict(sources))
         self._special_texts = special_texts
+        self._vocabulary = vocabulary
         # Sources may come with requests, and all of them must not be kept.
         self._compile = functools.lru_cache(maxsize=_KEPT_TEMPLATES)(compile_template)
 
@@ -74,7 +93,8 @@ class ChatTemplates:
     ) -> str:
         """Renders messages; see `Tokenizer.apply_chat_template`."""
         messages = _checked(messages)
-        template = self._template(chat_template)
+        tools = bool(variables.get("tools"))
+        template = self._compile(self.source(chat_template, tools=tools))
         moment = now or datetime.datetime.now()
 
         def attempt(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -90,21 +110,50 @@ class ChatTemplates:
         except Refusal as refusal:
             raise RequestError(f"the chat template refuses the conversation: {refusal}") from None
 
-    def _template(self, name_or_source: str | None) -> jinja2.Template:
-        source = self.sources.get(name_or_source or "default", name_or_source)
-        if source is None:
-            names = f" by default (it has: {', '.join(self.sources)})" if self.sources else ""
-            raise RequestError(
-                f"the model file has no chat template{names}; pass chat_template=, or render the "
-                "prompt yourself and generate from text"
-            )
-        named = name_or_source is None or name_or_source in self.sources
-        if not named and "{" not in source:
-            raise RequestError(
-                f"no chat template is named {source!r}; the file has: "
-                f"{', '.join(self.sources) or 'none'}"
-            )
-        return self._compile(source)
+    def source(self, name_or_source: str | None, *, tools: bool = False) -> str:
+        """Jinja source of a template.
+
+        Args:
+          name_or_source: Name of one of `sources`, else of one of `families.FAMILIES`, else Jinja
+            source. None takes the file's own: `default`, or `tool_use` where there is one and
+            the model gets tools.
+          tools: Whether the model gets tools.
+
+        Raises:
+          RequestError: The file has no template of its own, or none has that name.
+        """
+        if name_or_source is None:
+            name = "tool_use" if tools and "tool_use" in self.sources else "default"
+            if name not in self.sources:
+                raise self._none()
+            return self.sources[name]
+        if name_or_source in self.sources:
+            return self.sources[name_or_source]
+        if name_or_source in FAMILIES:
+            return FAMILIES[name_or_source].source
+        if "{" in name_or_source:
+            return name_or_source
+        known = [*self.sources, *FAMILIES]
+        close = difflib.get_close_matches(name_or_source, known, n=3, cutoff=0.5)
+        raise RequestError(
+            f"no chat template is named {name_or_source!r}"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+            + f"; the file has: {', '.join(self.sources) or 'none'}; built in: "
+            + ", ".join(FAMILIES)
+        )
+
+    def _none(self) -> RequestError:
+        names = f" by default (it has: {', '.join(self.sources)})" if self.sources else ""
+        fitting = [
+            name
+            for name, family in FAMILIES.items()
+            if family.end not in _COMMON_ENDS and family.end in self._vocabulary
+        ]
+        hint = f": its tokens suggest {' or '.join(fitting)}" if fitting else _EXAMPLES
+        return RequestError(
+            f"the model file has no chat template{names}; name the one that the model was trained "
+            f"with by template= (--template on the command line){hint}"
+        )
 
     def _run(
         self,

@@ -63,7 +63,7 @@ class Tokenizer:
         self._model: _Model = _MODELS[vocabulary.kind](vocabulary)
         self._partition = Partition(vocabulary)
         self._pieces = Pieces(vocabulary)
-        self._templates = ChatTemplates(templates, self._special_texts())
+        self._templates = ChatTemplates(templates, self._special_texts(), vocabulary.ids)
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
@@ -259,7 +259,9 @@ class Tokenizer:
           add_generation_prompt: End with the header of the assistant's answer.
           tools: JSON schemas of functions that the model may call.
           documents: Documents for retrieval-augmented generation.
-          chat_template: Name of one of `chat_templates`, or Jinja source to use instead.
+          chat_template: Name of one of `chat_templates`, else of a family of models of
+            `rfjax.tokenizer.families`, else Jinja source. None takes the file's default, or its
+            `tool_use` where there is one and tools are given.
           now: What the template takes for the time; the local time if None.
           **kwargs: Further variables for the template, such as `enable_thinking`.
 
@@ -267,8 +269,8 @@ class Tokenizer:
           The text of the prompt.
 
         Raises:
-          RequestError: There is no template, the messages have the wrong form, or the template
-            refuses them; its own words are in the message.
+          RequestError: There is no template, or none of that name, the messages have the wrong
+            form, or the template refuses them; its own words are in the message.
           ModelFormatError: The template is not valid Jinja.
         """
         return self._templates.render(

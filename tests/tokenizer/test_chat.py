@@ -101,15 +101,36 @@ class TestNamedTemplates:
         assert chat(None, templates=NAMED, chat_template="rag") == "rag"
         assert chat(None, templates=NAMED, chat_template="{{ 1 + 1 }}") == "2"
 
-    def test_an_unknown_name(self, chat):
-        with pytest.raises(RequestError, match="named 'rga'; the file has: default, rag"):
-            chat(None, templates=NAMED, chat_template="rga")
+    def test_tools_take_the_files_template_for_them(self, chat):
+        templates = NAMED | {"tokenizer.chat_template.tool_use": "tools"}
+        assert chat(None, templates=templates, tools=[{"name": "f"}]) == "tools"
+        assert chat(None, templates=templates) == "main"
+        assert chat(None, templates=templates, tools=[{}], chat_template="default") == "main"
+        assert chat(None, templates=NAMED, tools=[{"name": "f"}]) == "main"
 
-    def test_no_template(self, chat):
-        with pytest.raises(RequestError, match="has no chat template; pass chat_template="):
+    def test_names_of_families_come_after_the_files_own(self, chat):
+        assert chat(None, templates=NAMED, chat_template="phi3") == (
+            "<|user|>\nHi<|end|>\n<|assistant|>\n"
+        )
+        templates = {"tokenizer.chat_template.phi3": "own"}
+        assert chat(None, templates=templates, chat_template="phi3") == "own"
+
+    def test_an_unknown_name(self, chat):
+        message = r"'rga'; did you mean rag.*has: default, rag; built"
+        with pytest.raises(RequestError, match=message):
+            chat(None, templates=NAMED, chat_template="rga")
+        with pytest.raises(RequestError, match="did you mean llama3"):
+            chat(None, templates=NAMED, chat_template="lama3")
+
+    def test_no_template(self, chat, spm_metadata):
+        message = r"has no chat template; name .* template= \(--template .*suggest chatml"
+        with pytest.raises(RequestError, match=message):
             chat(None, templates={})
         with pytest.raises(RequestError, match=r"by default \(it has: rag\)"):
             chat(None, templates={"tokenizer.chat_template.rag": "rag"})
+        tokenizer = Tokenizer(read_vocabulary(spm_metadata), {})
+        with pytest.raises(RequestError, match="such as chatml, llama3 or gemma"):
+            tokenizer.apply_chat_template([USER])
 
     def test_a_template_that_is_no_string(self):
         with pytest.raises(ModelFormatError, match=r"tokenizer\.chat_template is int"):
