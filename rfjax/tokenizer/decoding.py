@@ -9,7 +9,8 @@ import numpy as np
 
 from rfjax.errors import RequestError
 from rfjax.tokenizer.alphabet import BYTE_ALPHABET, SPACE
-from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
+from rfjax.tokenizer.attribute import Attribute
+from rfjax.tokenizer.vocabulary import Vocabulary
 
 # Plain integers: these are tested for every token, and operations on flags are slow.
 _VERBATIM = int(Attribute.CONTROL | Attribute.UNKNOWN | Attribute.USER_DEFINED)

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
+from rfjax.tokenizer.attribute import Attribute
+from rfjax.tokenizer.vocabulary import Vocabulary
 
 _PREFIX = 4  # characters by which absent tokens are ruled out together
 _WHITESPACE = " \t\n\v\f\r"

@@ -6,7 +6,8 @@ import numpy as np
 
 from rfjax.errors import ModelFormatError
 from rfjax.tokenizer.alphabet import is_text, unmatchable
-from rfjax.tokenizer.vocabulary import Attribute, Vocabulary
+from rfjax.tokenizer.attribute import Attribute
+from rfjax.tokenizer.vocabulary import Vocabulary
 
 
 class UgmModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import logging
 import numbers
 import re
@@ -13,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rfjax.errors import ModelFormatError, UnsupportedError
+from rfjax.tokenizer.attribute import Attribute
+from rfjax.tokenizer.end_of_generation import FILL_ROLES, resolve_by_text
 from rfjax.tokenizer.pretokenizers import PreTokenizer, pre_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -36,46 +37,7 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "t5": {"eos": 1, "unknown": 2, "padding": 0},
 }
 
-_END_TEXTS = (
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
-    *("<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
-    *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>"),
-    *("<｜end▁of▁sentence｜>", "[e~["),
-)
-# Fill-in-the-middle roles by metadata key: a role that a file leaves out is found by its text.
-_FILL_TEXTS: dict[str, tuple[str, ...]] = {
-    "fim_pre": (
-        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>"),
-        *("▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
-    ),
-    "fim_suf": (
-        *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>"),
-        *("▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
-    ),
-    "fim_mid": (
-        *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>"),
-        *("▁<MID>", "<|code_middle|>", "<|middle|>"),
-    ),
-    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep": ("<|file_sep|>",),
-}
 _OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
-_ENDING_FILLS = ("fim_pad", "fim_rep", "fim_sep")
-_ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-
-
-class Attribute(enum.IntFlag):
-    """What a token is. Several may hold: a name such as `<|im_end|>` makes any token control."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 4
-    USER_DEFINED = 8
-    UNUSED = 16
-    BYTE = 32
-
-
 _BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Index: GGUF token type 0..6 (undefined, normal, unknown, control, user defined, unused, byte).
 _ATTRIBUTE_OF_TYPE = np.array([0, 1, 2, 4, 8, 16, 32], np.uint8)
@@ -156,7 +118,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         name = "gemma4" if model == "gemma4" else reader.string("pre", None)
         pre = pre_tokenizer(name)
     special_ids = _special_ids(reader, model, pre, len(texts))
-    end_ids = _resolve_by_text(ids, attributes, special_ids)
+    end_ids = resolve_by_text(ids, attributes, special_ids)
     strip_left, strip_right = _stripping(reader, metadata, ids, attributes)
     add_bos = reader.boolean("add_bos_token", pre.add_bos if pre else kind in ("spm", "wpm"))
     if pre is not None and not pre.byte_level and pre.add_bos:
@@ -334,7 +296,7 @@ def _special_ids(
     if pre is not None and not pre.default_bos:
         special.pop("bos", None)
     keys = {role: role for role in ("bos", "eos", "eot", "eom", "unknown", "seperator")}
-    keys |= {role: role for role in ("padding", "mask", *_FILL_TEXTS)}
+    keys |= {role: role for role in ("padding", "mask", *FILL_ROLES)}
     if model == "bert":  # a BERT file may name its first token by its role only
         keys = {"cls": "bos"} | keys
     keys |= {old: role for role, old in _OLD_KEYS.items()}
@@ -350,42 +312,6 @@ def _special_ids(
                 *(key, id_, n_tokens),
             )
     return special
-
-
-def _resolve_by_text(
-    ids: Mapping[str, int], attributes: np.ndarray, special_ids: dict[str, int]
-) -> frozenset[int]:
-    """Finds roles by the tokens' texts, as files often leave them out.
-
-    Adds to `special_ids` and corrects `attributes` in place, and returns the tokens that end a
-    generation: those named so by a key, and those whose text means it in some family of models.
-    """
-    for role, texts in _FILL_TEXTS.items():
-        found = next((ids[text] for text in texts if text in ids), None)
-        if role not in special_ids and found is not None:
-            special_ids[role] = found
-            attributes[found] |= Attribute.CONTROL
-    by_text = {ids[text] for text in _END_TEXTS if text in ids}
-    for id_ in by_text:
-        attributes[id_] |= Attribute.CONTROL
-    for text in _ALWAYS_TEXT:  # the harmony format's headers are part of the answer
-        if text in ids:
-            attributes[ids[text]] = Attribute.USER_DEFINED
-    roles = ("eos", "eot", "eom", *_ENDING_FILLS)
-    ends = by_text | {special_ids[role] for role in roles if role in special_ids}
-
-    def has(text: str) -> bool:
-        return ids.get(text) in ends
-
-    harmony = has("<|return|>") and (has("<|call|>") or has("<|calls|>"))
-    solar = has("<|flush|>") and (has("<|call|>") or has("<|calls|>"))
-    if (harmony or solar) and has("<|end|>"):  # ends a message there, not the turn
-        ends.remove(ids["<|end|>"])
-        attributes[ids["<|end|>"]] = Attribute.USER_DEFINED
-    if (has("<|tool_response>") or has("<|plamo:eos|>")) and has("</s>"):  # an HTML tag there
-        ends.remove(ids["</s>"])
-        attributes[ids["</s>"]] = Attribute.NORMAL
-    return frozenset(ends)
 
 
 def _stripping(

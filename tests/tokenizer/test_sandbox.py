@@ -268,6 +268,6 @@ def test_few_compiled_templates_are_kept():
         source = f"{{{{ {number} }}}}"
         text = templates.render(messages, chat_template=source, now=None, variables={})
         assert text == str(number)
-        kept.append(weakref.ref(templates._template(source)))
+        kept.append(weakref.ref(templates._compile(source)))
     gc.collect()
     assert sum(reference() is not None for reference in kept) <= 8

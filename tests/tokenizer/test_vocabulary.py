@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rfjax.errors import ModelFormatError, UnsupportedError
-from rfjax.tokenizer.vocabulary import Attribute, read_vocabulary
+from rfjax.tokenizer.vocabulary import read_vocabulary
 
 
 def bpe(tokens, types=None, **keys):
@@ -18,11 +18,6 @@ def bpe(tokens, types=None, **keys):
     if types is not None:
         metadata["tokenizer.ggml.token_type"] = np.array(types, np.int32)
     return metadata | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-
-
-def ends(*tokens, types=None, **keys):
-    vocabulary = read_vocabulary(bpe(tokens, types, **keys))
-    return {vocabulary.texts[i] for i in vocabulary.end_ids}
 
 
 class TestWithoutVocabulary:
@@ -121,43 +116,6 @@ class TestDefaults:
         assert not read_vocabulary(metadata | lowercase).strip_accents
         accents = {"tokenizer.ggml.normalizer.strip_accents": True}
         assert read_vocabulary(metadata | lowercase | accents).strip_accents
-
-
-class TestEndOfGeneration:
-    @pytest.mark.parametrize(
-        "text", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>"]
-    )
-    def test_well_known_texts_end_and_are_control(self, text):
-        vocabulary = read_vocabulary(bpe(["a", text], types=[1, 1]))
-        assert vocabulary.end_ids == {1}
-        assert vocabulary.attributes[1] & Attribute.CONTROL
-
-    def test_ids_in_the_file_end(self):
-        keys = {"eos_token_id": 0, "eot_token_id": 1, "eom_token_id": 2, "fim_pad_token_id": 3}
-        assert ends("a", "b", "c", "d", "e", **keys) == {"a", "b", "c", "d"}
-
-    def test_fill_in_the_middle_is_found_by_text(self):
-        vocabulary = read_vocabulary(bpe(["a", "<fim_prefix>", "<|file_sep|>", "<fim_pad>"]))
-        assert vocabulary.special_ids == {"fim_pre": 1, "fim_sep": 2, "fim_pad": 3}
-        assert vocabulary.end_ids == {2, 3}
-
-    def test_old_keys_for_fill_in_the_middle(self):
-        keys = {"prefix_token_id": 0, "suffix_token_id": 1, "middle_token_id": 2}
-        special = read_vocabulary(bpe("abc", **keys)).special_ids
-        assert special == {"fim_pre": 0, "fim_suf": 1, "fim_mid": 2}
-
-    def test_harmony_ends_turns_not_messages(self):
-        assert ends("<|end|>", "<|return|>", "<|call|>") == {"<|return|>", "<|call|>"}
-        vocabulary = read_vocabulary(
-            bpe(["<|end|>", "<|return|>", "<|call|>", "<|channel|>"], types=[3] * 4)
-        )
-        assert vocabulary.attributes[[0, 3]].tolist() == [Attribute.USER_DEFINED] * 2
-
-    def test_solar_ends_turns_not_messages(self):
-        assert ends("<|end|>", "<|flush|>", "<|calls|>") == {"<|flush|>", "<|calls|>"}
-
-    def test_gemma_has_a_normal_html_tag(self):
-        assert ends("</s>", "<|tool_response>") == {"<|tool_response>"}
 
 
 class TestStripping:
