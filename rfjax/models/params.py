@@ -50,6 +50,14 @@ class Block:
     ffn_norm: Norm
     attn_q_norm: Norm | None = None  # [H]
     attn_k_norm: Norm | None = None  # [H]
+    attn_q_a: Linear | None = None  # [q_rank, D]: latent attention, see `config.Latent`
+    attn_q_a_norm: Norm | None = None  # [q_rank]
+    attn_q_b: Linear | None = None  # [N*H, q_rank]
+    attn_kv_a_mqa: Linear | None = None  # [R + rope, D]
+    attn_kv_a_norm: Norm | None = None  # [R]
+    attn_k_b: Linear | None = None  # [N, R, nope]
+    attn_v_b: Linear | None = None  # [N, V, R]
+    attn_kv_b: Linear | None = None  # [N*(nope + V), R], both in older files
     ffn_gate: Linear | None = None  # [F, D]
     ffn_up: Linear | None = None  # [F, D]
     ffn_down: Linear | None = None  # [D, F]

@@ -20,7 +20,7 @@ KEYS_AT_ONCE = 256
 _FLOOR = -1e30
 """The best score before any is seen: finite, so that its difference to itself is a number."""
 
-Block = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]
+Block = tuple[Float[Array, "B K S H"], Float[Array, "B K S V"]]
 
 
 def blockwise_attention(
@@ -34,7 +34,7 @@ def blockwise_attention(
     scale: float,
     terms: ScoreTerms = NO_TERMS,
     n_blocks: int | None = None,
-) -> Float[Array, "B L N H"]:
+) -> Float[Array, "B L N V"]:
     """Softmax attention with grouped heads: query head n reads kv head n // (N/K).
 
     Scores, softmax and sums are f32; the result has the dtype of `q`. A query that may see no key
@@ -54,7 +54,7 @@ def blockwise_attention(
         n_blocks: how many blocks to take, which makes it differentiable; None takes those of which
             a row sees something.
     """
-    batch, length, n_heads, head_dim = q.shape
+    batch, length, n_heads, _ = q.shape
     n_scores = batch * length * n_heads * block_size
     copies = copies_for(n_scores) if q.dtype == jnp.float32 else 1
     if copies > 1:  # so that the softmax below is always computed in one way
@@ -63,17 +63,18 @@ def blockwise_attention(
     state = _over_blocks(
         q, load, block_size, query_positions, key_lengths, mask, scale, terms, n_blocks
     )
-    out = state.reshape(batch, -1, length * copies, n_heads // state.shape[1], head_dim)
-    out = out.transpose(0, 2, 1, 3, 4).reshape(batch, -1, n_heads, head_dim)
+    _, n_kv, _, value_dim = state.shape
+    out = state.reshape(batch, n_kv, length * copies, n_heads // n_kv, value_dim)
+    out = out.transpose(0, 2, 1, 3, 4).reshape(batch, -1, n_heads, value_dim)
     if copies > 1:
         out = jax.lax.optimization_barrier(out)[:, :length]
     return out.astype(q.dtype)
 
 
 def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms, n_blocks):
-    """Attention of the rows of all queries that share a kv head, f32 [B, K, L * G, H]."""
+    """Attention of the rows of all queries that share a kv head, f32 [B, K, L * G, V]."""
     batch, length, n_heads, head_dim = q.shape
-    n_kv = jax.eval_shape(load, jnp.int32(0))[0].shape[1]
+    _, n_kv, _, value_dim = jax.eval_shape(load, jnp.int32(0))[1].shape
     group = n_heads // n_kv
     rows = q.reshape(batch, length, n_kv, group, head_dim).transpose(0, 2, 1, 3, 4)
     rows = rows.reshape(batch, n_kv, length * group, head_dim)
@@ -122,8 +123,8 @@ def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms
         best, total = jnp.full(shape, _FLOOR, jnp.float32), jnp.zeros(shape, jnp.float32)
     else:
         best, total = jnp.broadcast_to(by_head(terms.sinks), shape), jnp.ones(shape, jnp.float32)
-    acc = jnp.zeros((*shape, head_dim), jnp.float32)
+    acc = jnp.zeros((*shape, value_dim), jnp.float32)
     acc, _, total = jax.lax.fori_loop(begin, end, step, (acc, best, total))
     # By the reciprocal: XLA turns the division into that or not, depending on the shape.
     acc = acc * (1.0 / jnp.maximum(total, jnp.float32(1e-30)))[..., None]
-    return acc.reshape(batch, n_kv, length * group, head_dim)
+    return acc.reshape(batch, n_kv, length * group, value_dim)
