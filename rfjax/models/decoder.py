@@ -258,9 +258,9 @@ def _ffn_block(
             h,
             weights,
             chosen,
-            gate.weight,
-            up.weight,
-            down.weight,
+            Projection(gate.weight, gate.bias),
+            Projection(up.weight, up.bias),
+            Projection(down.weight, down.bias),
             layer.activation,
             policy=policy,
         )

@@ -1,21 +1,115 @@
-"""Activation functions of gated feed-forward networks, by the names the architecture table uses."""
+"""Activation functions of feed-forward networks, by the names the architecture table uses.
 
-from collections.abc import Callable
+All are elementwise, computed in f32, and made of what kernels can compute too: exponentials,
+maxima and products. Only the exact GELU is not.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 
 from rfjax.typing import Array, Float
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": jax.nn.silu}
+Gate = Callable[[Array, Array], Array]
+"""What is made of a gate and of the result beside it, both f32."""
+
+_OAI_SLOPE = 1.702
+_OAI_LIMIT = 7.0
+
+
+def _gelu(x: Array) -> Array:
+    """By its approximation with tanh: `(1 + tanh(z)) / 2` is the logistic function of `2 z`.
+
+    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+    """
+    z = jnp.float32(math.sqrt(2 / math.pi)) * x * (1.0 + jnp.float32(0.044715) * x * x)
+    return x * jax.nn.sigmoid(2.0 * z)
+
+
+def _gelu_erf(x: Array) -> Array:
+    return 0.5 * x * jax.lax.erfc(jnp.float32(-math.sqrt(0.5)) * x)
+
+
+def _relu(x: Array) -> Array:
+    return jnp.maximum(x, 0.0)
+
+
+def _relu_squared(x: Array) -> Array:
+    """Source: So et al., "Primer" (2021)."""
+    positive = jnp.maximum(x, 0.0)
+    return positive * positive
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {
+        "silu": jax.nn.silu,
+        "gelu": _gelu,
+        "gelu_erf": _gelu_erf,
+        "relu": _relu,
+        "relu_squared": _relu_squared,
+    }
+)
+"""Functions of one number: of a network without a gate, or of the gate, whose result then
+multiplies what is beside it."""
+
+
+def _of_gate(function: Callable[[Array], Array]) -> Gate:
+    return lambda gate, up: function(gate) * up
+
+
+def _swiglu_oai(gate: Array, up: Array) -> Array:
+    """SwiGLU of limited numbers, with 1 added beside the gate. Source: OpenAI's gpt-oss."""
+    gate = jnp.minimum(gate, _OAI_LIMIT)
+    up = jnp.minimum(jnp.maximum(up, -_OAI_LIMIT), _OAI_LIMIT)
+    return gate * jax.nn.sigmoid(jnp.float32(_OAI_SLOPE) * gate) * (up + 1.0)
+
+
+GATES: Mapping[str, Gate] = MappingProxyType(
+    {**{name: _of_gate(f) for name, f in ACTIVATIONS.items()}, "swiglu_oai": _swiglu_oai}
+)
+"""Functions of two numbers, of a gated network: every one of `ACTIVATIONS`, and those that are
+not a product with one."""
+
+IN_KERNELS = frozenset(GATES) - {"gelu_erf"}
+"""The gates that kernels can compute: the error function is not among their operations."""
+
+
+_WHOLE = 32
+"""Numbers of a row that XLA's CPU backend surely computes as whole vectors."""
 
 
 def gated(
     gate: Float[Array, "*B F"], up: Float[Array, "*B F"], activation: str
 ) -> Float[Array, "*B F"]:
-    """`activation(gate) * up`, computed in f32, returned in the dtype of `gate`.
+    """`activation(gate) * up`, or what `GATES` has; computed in f32, in the dtype of `gate`.
 
     Source: Shazeer, "GLU Variants Improve Transformer" (2020).
     """
-    act = ACTIVATIONS[activation]
-    return (act(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+    return _in_whole_vectors(GATES[activation], gate, up)
+
+
+def activate(x: Float[Array, "*B F"], activation: str) -> Float[Array, "*B F"]:
+    """`activation(x)` of a network without a gate, computed in f32, in the dtype of `x`."""
+    return _in_whole_vectors(ACTIVATIONS[activation], x)
+
+
+def _in_whole_vectors(function: Callable[..., Array], *operands: Array) -> Array:
+    """`function` of the operands in f32, in the dtype of the first.
+
+    What is left over of a vector XLA's CPU backend computes in another way, which differs in the
+    last bit and depends on the number of rows: rows of odd widths are padded.
+    """
+    wide = [operand.astype(jnp.float32) for operand in operands]
+    width = wide[0].shape[-1]
+    missing = -width % _WHOLE
+    if missing:
+        # Behind barriers: XLA would compute the wanted elements only.
+        edges = [(0, 0)] * (wide[0].ndim - 1) + [(0, missing)]
+        wide = jax.lax.optimization_barrier([jnp.pad(operand, edges) for operand in wide])
+        result = jax.lax.optimization_barrier(function(*wide))[..., :width]
+    else:
+        result = function(*wide)
+    return result.astype(operands[0].dtype)

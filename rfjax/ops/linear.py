@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rfjax.ops.activation import ACTIVATIONS, gated
+from rfjax.ops.activation import ACTIVATIONS, IN_KERNELS, gated
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.kernel_product import kernel_products, target_of_product
 from rfjax.ops.norm import rms_norm
@@ -102,11 +102,12 @@ def gated_linear(
     norm: Norm | None = None,
     policy: KernelPolicy = DEFAULT_POLICY,
 ) -> Float[Array, "T F"]:
-    """`activation(gate(h)) * up(h)`, h the input or its norm; dtype of `x`."""
+    """`rfjax.ops.activation.gated` of two products of h, the input or its norm; dtype of `x`."""
     targets = [target_of_product(x.shape[0], p.weight, policy, x.dtype) for p in (gate, up)]
     one_kind = isinstance(gate.weight, QTensor) == isinstance(up.weight, QTensor)
     spread = is_spread(gate.weight) or is_spread(up.weight)
-    if None not in targets and one_kind and not spread:
+    together = activation in ACTIVATIONS and activation in IN_KERNELS
+    if None not in targets and one_kind and not spread and together:
         return _kernel(x, norm, [gate, up], None, activation, x.dtype, targets[0])[0]
     gates, ups = linears(x, [gate, up], norm=norm, policy=policy)
     return gated(gates, ups, activation)

@@ -5,7 +5,7 @@ for a matrix of its own (`rfjax.pallas.quantized_matvec`, `rfjax.pallas.plain_ma
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,31 +54,39 @@ def heuristic(n: int, k: int, target: Target = "cuda") -> quantized.Config:
     return quantized.Config(min(2, n), min(groups, lanes // columns), columns, 1)
 
 
-def _quantized_kernel(*refs, layouts, planes, gated, config, target):
+def _quantized_kernel(*refs, layouts, planes, has_bias, gated, config, target):
     experts_ref, *x_refs, output = (*refs[:4], refs[-1])
     stacks = list(refs[4:-1])
+    biases = [stacks.pop() if has else None for has in reversed(has_bias)][::-1]
     pair = pl.program_id(0)
     expert = experts_ref[pair]
     first_row = jnp.minimum(pl.program_id(1) * config.rows, output.shape[1] - config.rows)
     results = []
-    for layout, names in zip(layouts, planes, strict=True):
+    for layout, names, bias in zip(layouts, planes, biases, strict=True):
         chosen = {name: _Chosen(stacks.pop(0), expert) for name in names}
-        results += quantized._accumulate(x_refs, [0], layout, chosen, first_row, config, target)
-    total = results[0] if gated is None else gated(results[0]) * results[1]
+        (total,) = quantized._accumulate(x_refs, [0], layout, chosen, first_row, config, target)
+        if bias is not None:
+            total = total + bias[expert, pl.ds(first_row, config.rows)]
+        results.append(total)
+    total = results[0] if gated is None else gated(*results)
     output[pair, pl.ds(first_row, config.rows)] = total.astype(output.dtype)
 
 
-def _plain_kernel(*refs, gated, config):
+def _plain_kernel(*refs, has_bias, gated, config):
     experts_ref, x_ref, *stacks, output = refs
+    biases = [stacks.pop() if has else None for has in reversed(has_bias)][::-1]
     pair = pl.program_id(0)
     expert = experts_ref[pair]
     first_row = jnp.minimum(pl.program_id(1) * config.rows, output.shape[1] - config.rows)
     results = []
-    for stack in stacks:
-        results += plain.products(x_ref, _Chosen(stack, expert), first_row, config, 1)
+    for stack, bias in zip(stacks, biases, strict=True):
+        (totals,) = plain.products(x_ref, _Chosen(stack, expert), first_row, config, 1)
+        if bias is not None:
+            totals = [total + bias[expert, first_row + i] for i, total in enumerate(totals)]
+        results.append(totals)
     totals = results[0]
     if gated is not None:
-        totals = [gated(gate) * up for gate, up in zip(*results, strict=True)]
+        totals = [gated(gate, up) for gate, up in zip(*results, strict=True)]
     for i, total in enumerate(totals):
         output[pair, first_row + i] = total.astype(output.dtype)
 
@@ -90,23 +98,27 @@ def grouped_matvec(
     stacks: Sequence[QTensor] | Sequence[Float[Array, "E N K"]],
     experts: Int[Array, " P"],
     *,
-    gated=None,
+    biases: Sequence[Float[Array, "E N"] | None] | None = None,
+    gated: Callable[[Array, Array], Array] | None = None,
     out_dtype: jnp.dtype,
     config: quantized.Config | plain.Config | None = None,
     target: Target,
 ) -> Float[Array, "P N"]:
-    """`x[p // (P / T)] @ stack[experts[p]].T` for every p, in one launch.
+    """`x[p // (P / T)] @ stack[experts[p]].T + bias[experts[p]]` for every p, in one launch.
 
     Args:
         x: T rows, T a divisor of P; packed if the stacks are.
         stacks: one stack `[E, N, K]`, or where `gated` two of one shape.
         experts: the matrix of each pair, in `[0, E)`.
-        gated: an activation function; the result is then `gated(x @ w0.T) * (x @ w1.T)`.
+        biases: f32 `[E, N]` each, or None.
+        gated: what makes one result of two; it becomes `gated(x @ w0.T + b0, x @ w1.T + b1)`.
         out_dtype: of the result.
         config: tile sizes; None takes the heuristic's.
     """
     _, n, k = stacks[0].shape
     n_pairs = experts.shape[0]
+    biases = list(biases or [None] * len(stacks))
+    has_bias = tuple(bias is not None for bias in biases)
     if isinstance(x, PackedActivations):
         packed = [stack for stack in stacks if isinstance(stack, QTensor)]
         layouts = tuple(LAYOUTS[stack.type] for stack in packed)
@@ -115,6 +127,7 @@ def grouped_matvec(
             _quantized_kernel,
             layouts=layouts,
             planes=tuple(tuple(stack.planes) for stack in packed),
+            has_bias=has_bias,
             gated=gated,
             config=config,
             target=target,
@@ -123,9 +136,10 @@ def grouped_matvec(
         types = [layout.type.name.lower() for layout in layouts]
     else:
         config = config or plain.heuristic(n, k, 1, target)
-        kernel = functools.partial(_plain_kernel, gated=gated, config=config)
+        kernel = functools.partial(_plain_kernel, has_bias=has_bias, gated=gated, config=config)
         rows, operands = [x], [stack for stack in stacks if not isinstance(stack, QTensor)]
         types = [stack.dtype.name for stack in operands]
+    operands += [bias for bias in biases if bias is not None]
     # Neighbouring programs take the same rows of different experts: those of one expert, taken by
     # several pairs, are read at the same time.
     each = n_pairs // rows[0].shape[0]

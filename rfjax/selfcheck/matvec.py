@@ -254,7 +254,8 @@ def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) 
 
         def function(x, weights, chosen, repeats, *few):
             gate, up, down = (
-                _repeated(stack, rows, 1) for stack, rows in zip(few, repeats, strict=True)
+                Projection(_repeated(stack, rows, 1))
+                for stack, rows in zip(few, repeats, strict=True)
             )
             return expert_ffn(x, weights, chosen, gate, up, down, "silu", policy=_BY_NAME)
 

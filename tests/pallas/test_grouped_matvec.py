@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rfjax.ops.activation import GATES, IN_KERNELS, gated
 from rfjax.pallas.grouped_matvec import grouped_matvec, heuristic
 from rfjax.pallas.pack_activations import pack_activations_reference
 from rfjax.quant.formats import dequantize_numpy
-from rfjax.quant.layout import LAYOUTS
+from rfjax.quant.layout import LAYOUTS, Layout
 from rfjax.quant.qtensor import pack
 from rfjax.quant.types import BLOCK_SIZES, GGMLType
 
@@ -20,13 +21,21 @@ packed = jax.jit(pack, static_argnums=1)
 pack_reference = jax.jit(pack_activations_reference)
 
 
+def _halves(layout: Layout) -> tuple[int, ...]:
+    """Where in a block numbers of 16 bits stand."""
+    start = layout.scale_bytes
+    return () if layout.scale == "e" else (start, start + 2) if layout.has_minimum else (start,)
+
+
 def stack_of(type: GGMLType, k: int, seed: int = 0):
     """A packed stack `[E, N, K]`, and its values in f64."""
     rng = np.random.default_rng(seed + type)
     layout, (elements, size) = LAYOUTS[type], BLOCK_SIZES[type]
     raw = rng.integers(0, 256, (_EXPERTS, _N, k // elements, size)).astype(np.uint8)
     start = layout.scale_bytes
-    for at in (start, start + 2) if layout.has_minimum else (start,):
+    if layout.scale == "e":
+        raw[..., start] = rng.integers(118, 122, raw.shape[:-1])
+    for at in _halves(layout):
         scales = rng.uniform(0.001, 0.01, raw.shape[:-1]).astype(np.float16)
         raw[..., at : at + 2] = scales.view(np.uint8).reshape(*raw.shape[:-1], 2)
     values = dequantize_numpy(raw.reshape(-1, *raw.shape[2:]), type, (_EXPERTS * _N, k))
@@ -70,7 +79,7 @@ def test_packed_gate_and_up_of_two_types():
         pack_reference(jnp.asarray(x)),
         [gate, up],
         jnp.asarray(experts),
-        gated=jax.nn.silu,
+        gated=GATES["silu"],
         out_dtype=jnp.float32,
         target="interpret",
     )
@@ -94,7 +103,67 @@ def test_plain_experts(dtype):
     want = [chosen(x, np.asarray(stack, np.float64), experts) for stack in (gate, up)]
     assert error(run([up]), want[1]) < 1e-6
     both = want[0] / (1 + np.exp(-want[0])) * want[1]
-    assert error(run([gate, up], gated=jax.nn.silu), both) < 1e-6
+    assert error(run([gate, up], gated=GATES["silu"]), both) < 1e-6
+
+
+def outcome(products, biases, name):
+    """Of a gate, in plain JAX, from exact products."""
+    inputs = [p + b.astype(np.float64) for p, b in zip(products, biases, strict=True)]
+    return np.asarray(gated(*(jnp.asarray(i, jnp.float32) for i in inputs), name))
+
+
+def test_biases_of_packed_gate_and_up():
+    """As in gpt-oss."""
+    x, experts = rows(2, 96), np.array([2, 0, 1, 1], np.int32)
+    (gate, gate_values), (up, up_values) = (stack_of(GGMLType.MXFP4, 96, seed=i) for i in (0, 1))
+    of_gate, of_up = rows(_EXPERTS, _N), rows(_EXPERTS, _N) + 1
+    got = grouped_matvec(
+        pack_reference(jnp.asarray(x)),
+        [gate, up],
+        jnp.asarray(experts),
+        biases=[jnp.asarray(of_gate), jnp.asarray(of_up)],
+        gated=GATES["swiglu_oai"],
+        out_dtype=jnp.float32,
+        target="interpret",
+    )
+    products = [chosen(x, values, experts) for values in (gate_values, up_values)]
+    assert error(got, outcome(products, (of_gate[experts], of_up[experts]), "swiglu_oai")) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(IN_KERNELS))
+def test_gates_and_biases_of_plain_experts(name):
+    """A bias of both, of one, and of neither."""
+    x, experts = rows(2, 33), np.array([2, 0, 1, 1], np.int32)
+    stacks = [rows(_EXPERTS * _N, 33).reshape(_EXPERTS, _N, 33) + i for i in (0.0, 0.1)]
+    products = [chosen(x, stack, experts) for stack in stacks]
+    both = [rows(_EXPERTS, _N), rows(_EXPERTS, _N) + 1]
+    given = ((0, 0), (1, 0), (0, 1), (1, 1)) if name == "swiglu_oai" else ((1, 1),)
+    for which in given:
+        got = grouped_matvec(
+            jnp.asarray(x),
+            [jnp.asarray(stack, jnp.float32) for stack in stacks],
+            jnp.asarray(experts),
+            biases=[jnp.asarray(b) if has else None for b, has in zip(both, which, strict=True)],
+            gated=GATES[name],
+            out_dtype=jnp.float32,
+            target="interpret",
+        )
+        added = [bias[experts] * has for bias, has in zip(both, which, strict=True)]
+        assert error(got, outcome(products, added, name)) < 1e-5
+
+
+def test_the_bias_of_one_stack():
+    x, experts, bias = rows(4, 64), np.array([2, 0, 1, 1], np.int32), rows(_EXPERTS, _N)
+    stack, values = stack_of(GGMLType.Q8_0, 64)
+    got = grouped_matvec(
+        pack_reference(jnp.asarray(x)),
+        [stack],
+        jnp.asarray(experts),
+        biases=[jnp.asarray(bias)],
+        out_dtype=jnp.float32,
+        target="interpret",
+    )
+    assert error(got, chosen(x, values, experts) + bias[experts]) < 1e-4
 
 
 @pytest.mark.parametrize("n", [1, 3, 2048])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from support.rocm import TARGETS
 
+from rfjax.ops.activation import GATES
 from rfjax.ops.mask import Mask
 from rfjax.ops.scores import ScoreTerms
 from rfjax.pallas.decode_attention import decode_attention
@@ -183,7 +184,7 @@ def _grouped_matvec() -> Iterator[KernelCase]:
     eight = jax.eval_shape(pack_activations_reference, _array(8, 768))
     up, down = _packed(GGMLType.Q4_K, 128, 768, 2048), _packed(GGMLType.Q6_K, 128, 2048, 768)
     plain = _array(128, 768, 2048)
-    both = case("Q4_K as gate and up", one, [up, up], gated=jax.nn.silu)
+    both = case("Q4_K as gate and up", one, [up, up], gated=GATES["silu"])
     yield from _on(("gfx942",), [both])
     yield from _on(
         ONE_OF_EACH, [case("Q6_K", eight, [down]), case("BF16", _array(1, 2048), [plain])]
