@@ -60,8 +60,17 @@ def case_flops(config: ModelConfig, case: Case) -> int:
     logits = case.n_score // 2 or case.n_gen + (1 if case.n_prompt else 0)
     per_token, per_logits = _matrix_elements(config)
     keys = length * case.n_depth + length * (length + 1) // 2
-    attention = sum(2 * keys * layer.n_heads * layer.head_dim for layer in config.layers)
+    attention = sum(keys * _attention_elements(layer) for layer in config.layers)
     return 2 * case.n_seqs * (per_token * length + per_logits * logits + attention)
+
+
+def _attention_elements(layer: LayerConfig) -> int:
+    """Elements of keys and values that a query's heads are multiplied with, for each key.
+
+    Of latent attention those of the heads' own keys and values: pages multiply longer vectors.
+    """
+    value_dim = layer.head_dim if layer.latent is None else layer.latent.value_dim
+    return layer.n_heads * (layer.head_dim + value_dim)
 
 
 def _matrix_elements(config: ModelConfig) -> tuple[int, int]:
@@ -72,7 +81,7 @@ def _matrix_elements(config: ModelConfig) -> tuple[int, int]:
             continue
         experts = config.layers[int(name.split(".")[1])].experts
         elements = math.prod(leaf.shape)
-        if experts is not None and len(leaf.shape) == 3:
+        if experts is not None and "_exps." in name:
             elements = elements // experts.n_experts * experts.n_used
         total += elements
     return total, config.vocab_size * config.d_model

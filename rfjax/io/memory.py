@@ -217,9 +217,15 @@ def _dense_bytes(config: ModelConfig, largest_packed: int, rows: int) -> int:
     """A packed matrix as plain numbers, and the activations of a layer."""
     widths = []
     for layer in config.layers:
-        experts = layer.experts
+        experts, latent = layer.experts, layer.latent
         ffn = layer.ffn_dim if experts is None else 2 * experts.ffn_dim * experts.n_used
-        widths.append(2 * (layer.n_heads + layer.n_kv_heads) * layer.head_dim + 3 * ffn)
+        heads = 2 * (layer.n_heads + layer.n_kv_heads) * layer.head_dim
+        if latent is not None:
+            # Queries in the space of the vectors, and what attention has summed of these so far.
+            heads += layer.n_heads * (5 * latent.kv_rank + latent.rope_dim + latent.value_dim)
+            made = latent.nope_dim + latent.value_dim
+            largest_packed = max(largest_packed, 2 * layer.n_heads * made * latent.kv_rank)
+        widths.append(heads + 3 * ffn)
     activations = 4 * rows * (4 * config.d_model + max(widths))
     return largest_packed * jnp.dtype(config.dtype).itemsize + activations
 
@@ -243,6 +249,8 @@ def _attention_runs_by_kernels(config: ModelConfig, *, paged: bool) -> bool:
     if target in ("interpret", "unknown") or policy.implementation == "xla":
         return False
     if any(policy.why_disabled(name) is not None for name in names):
+        return False
+    if any(layer.latent is not None for layer in config.layers):
         return False
 
     def declined(layer: LayerConfig) -> str | None:
