@@ -29,7 +29,10 @@ LAYERS = (
     ("rfjax.tokenizer", "rfjax.sharding", "rfjax.quant"),
     ("rfjax.io.gguf", "rfjax.io.gguf_*"),
     ("rfjax.quant.types",),
-    ("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
+    (
+        *("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
+        "rfjax.compile_threads",
+    ),
 )
 
 # The host side of the engine, like what reads files and text, starts and is tested without JAX.
@@ -61,6 +64,7 @@ WITHOUT_JAX = (
     "rfjax.engine.scheduler_state",
     "rfjax.engine.sequence",
     "rfjax.engine.stop",
+    "rfjax.engine.warm_up",
 )
 
 

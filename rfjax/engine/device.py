@@ -1,9 +1,12 @@
 """What an engine runs on, as types: `rfjax.engine.plan_runner.PlanRunner` or a stand-in. No JAX."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from rfjax.engine.burst_result import BurstResult
 from rfjax.engine.plan import Plan
+from rfjax.engine.request import Request
+from rfjax.engine.warm_up import Program
 
 
 class Pending(Protocol):
@@ -28,6 +31,12 @@ class Device(Protocol):
 
     def reset(self) -> None:
         """Make all pages and rows anew, whatever state a failure left them in."""
+        ...
+
+    def programs(
+        self, requests: Sequence[Request], *, sequences: int, prompt_tokens: int
+    ) -> tuple[Program, ...]:
+        """What is to be compiled before requests like these come, many at a time."""
         ...
 
     def release(self) -> None:

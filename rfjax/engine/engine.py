@@ -31,6 +31,7 @@ from rfjax.engine.scheduler import CacheLost, Cancel, Event, Stopped, Submit, Ti
 from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.engine.sequence import AwaitingFork, Waiting
 from rfjax.engine.stop import Decoder
+from rfjax.engine.warm_up import WarmUp, compile_all
 from rfjax.errors import ConfigError, RequestError
 from rfjax.tokenizer.tokenizer import Tokenizer
 
@@ -251,6 +252,54 @@ class Engine:
             if not handle.done:
                 self.cancel(handle.id)
 
+    def warm_up(
+        self,
+        sampling_params: Sequence[SamplingParams] = (),
+        *,
+        sequences: int | None = None,
+        prompt_tokens: int | None = None,
+        threads: int | None = None,
+    ) -> WarmUp:
+        """Compile ahead what requests will need, so that none waits for the compiler.
+
+        Without it each program is compiled when a request first needs it. Nothing is computed, and
+        requests may come and go meanwhile: those that need a program that is being compiled wait
+        for that one.
+
+        Args:
+            sampling_params: of every kind that will come. What is chosen by which temperature is
+                one program for all; penalties, several samples, log-probabilities of prompts and
+                more than eight stop tokens or biases take further ones.
+            sequences: most of them under way at a time; None takes all that the engine allows.
+            prompt_tokens: most tokens of prompts that arrive together; None sets no limit.
+            threads: programs compiled at a time; None takes one for each processor.
+
+        Returns:
+            What was compiled, and how long it took.
+
+        Raises:
+            RequestError: no model can serve such parameters, as `make_request`.
+            ConfigError: a number below 1.
+            Whatever the compiler raises, as `step` would.
+        """
+        for name, value in (("sequences", sequences), ("prompt_tokens", prompt_tokens)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1")
+        requests = [self.make_request([0], params) for params in sampling_params]
+        sizes = self._sizes
+        slots = min(sequences or sizes.slots, sizes.slots)
+        with self._stepping:
+            if self._broken:
+                self._renew()
+            self._broken = True  # until there is room for what the requests list
+            programs = self._device.programs(
+                requests,
+                sequences=slots,
+                prompt_tokens=prompt_tokens or slots * sizes.max_context,
+            )
+            self._broken = False
+        return compile_all(programs, threads=threads)
+
     def release(self) -> None:
         """Free the memory of the cache until a request needs it, and forget cached prefixes.
 
@@ -276,8 +325,7 @@ class Engine:
     def _dispatch_ahead(self) -> None:
         while len(self._flying) < self._depth and self._book.state.live:
             if self._broken:
-                self._forget()
-                self._device.reset()
+                self._renew()
             try:
                 self._broken = True  # until what is planned is dispatched
                 plan = self._send(Tick(self._clock()))
@@ -319,6 +367,12 @@ class Engine:
         """The pages and all bursts under way are lost."""
         self._flying.clear()
         self._send(CacheLost())
+
+    def _renew(self) -> None:
+        """Pages and rows that nothing is left of."""
+        self._forget()
+        self._device.reset()
+        self._broken = False
 
     def _send(self, event: Event) -> Plan | None:
         with self._changing:

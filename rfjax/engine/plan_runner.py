@@ -10,30 +10,30 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rfjax.cache.paged import init_paged_cache
+from rfjax.compile_threads import n_processors
 from rfjax.engine import steps
-from rfjax.engine.buckets import (
-    PIECE,
-    most_prompt_tokens,
-    piece_bucket,
-    round_up_power_of_two,
-    row_bucket,
-)
+from rfjax.engine.buckets import round_up_power_of_two
 from rfjax.engine.burst import Burst, Reporting
 from rfjax.engine.exhaustion import device_memory
 from rfjax.engine.jitted_steps import jitted_steps
 from rfjax.engine.plan import DecodeRows, Opened, PageCopies, PageWrites, Plan, PrefillChunk
+from rfjax.engine.request import Request
 from rfjax.engine.rows import rows_of, token_lists, uses_counts, widened
 from rfjax.engine.sampling_params import MAX_LOGPROBS
 from rfjax.engine.scheduler_config import SchedulerConfig
+from rfjax.engine.step_programs import (
+    LEAST_WRITES,
+    Expected,
+    Sizes,
+    StepPrograms,
+    shapes_of,
+)
+from rfjax.engine.warm_up import Program, UnderWay
 from rfjax.models.config import ModelConfig
 from rfjax.models.layer_groups import group_of_layers, layer_groups
 from rfjax.models.params import Params
 from rfjax.ops.sampling import LogitsProcessor
 from rfjax.quant.qtensor import has_packed
-
-_SMALLEST_PIECE = 16
-
-_LEAST_WRITES = 32
 
 _LEAST_LISTED = 8
 """Room for stop ids and biases of a request; it doubles when one needs more."""
@@ -55,6 +55,7 @@ class PlanRunner:
         mesh: Mesh | None = None,
         kv_dtype: str | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        compile_ahead: bool | None = None,
     ):
         """Allocates the cache.
 
@@ -65,6 +66,10 @@ class PlanRunner:
             mesh: the devices of the weights; kv heads are spread over its axis "model".
             kv_dtype: of keys and values, by name; None takes the config's.
             logits_processors: see `rfjax.ops.sampling.sample`.
+            compile_ahead: begin to compile a plan's programs, and the one that its prompts will
+                decode with, beside each other as soon as the plan is known, instead of each where
+                it is called first. None does so on devices other than the CPU, for which XLA
+                compiles with all processors already.
         """
         self._params = params
         self._config = config
@@ -73,7 +78,11 @@ class PlanRunner:
         self._kv_dtype = jnp.dtype(kv_dtype or config.dtype)
         processors = tuple(logits_processors)
         self._reads_counts = bool(processors)  # they may
-        self._few_programs = jax.default_backend() != "cpu"
+        few_programs = jax.default_backend() != "cpu"
+        self._rounded = Sizes(sizes, few_programs)
+        several = n_processors() > 1
+        self._compiles_ahead = few_programs and several if compile_ahead is None else compile_ahead
+        self._n_stop = self._n_bias = _LEAST_LISTED
         burst = max(sizes.burst, sizes.mixed_burst)
         self._compiled = jitted_steps(has_packed(params), mesh, burst, processors)
         self._n_top = min(MAX_LOGPROBS, config.vocab_size)
@@ -107,7 +116,6 @@ class PlanRunner:
     def _reset(self) -> None:
         self.release()  # before the new ones are made
         sizes, config = self._sizes, self._config
-        self._n_stop = self._n_bias = _LEAST_LISTED
         self._n_logprobs: dict[int, int | None] = {}
         self._prompts: dict[int, tuple[int, ...]] = {}
         self._cache = init_paged_cache(
@@ -125,6 +133,41 @@ class PlanRunner:
         self._tables = self._everywhere(
             tuple(np.zeros((sizes.slots, width), np.int32) for _ in sizes.groups)
         )
+        self._know_programs()
+
+    def _know_programs(self) -> None:
+        """The programs for arrays of the present shapes, of which none is known to be compiled."""
+        state = self._params, self._cache, self._rows, self._counts, self._tables
+        shapes = shapes_of(state)
+        self._programs = StepPrograms(
+            self._compiled, shapes, self._rounded, self._config, self._n_top
+        )
+        self._begun: set[tuple[str, int, int]] = set()
+        self._under_way = UnderWay()
+
+    def programs(
+        self, requests: Sequence[Request], *, sequences: int, prompt_tokens: int
+    ) -> tuple[Program, ...]:
+        """All programs that such requests may need, those that take long first.
+
+        Makes room for what these requests list, so that others need no other programs.
+
+        Args:
+            requests: of every kind that will come; their prompts do not matter.
+            sequences: most of them under way at a time.
+            prompt_tokens: most tokens of prompts that arrive together.
+        """
+        with device_memory():
+            self._make_room(requests)
+        params = [request.params for request in requests]
+        expected = Expected(
+            sequences,
+            prompt_tokens,
+            counts=self._reads_counts or any(map(uses_counts, params)),
+            forks=any(one.n > 1 for one in params),
+            reports=any(one.prompt_logprobs is not None for one in params),
+        )
+        return tuple(self._programs.expected(expected))
 
     def _dispatch(self, plan: Plan) -> Burst:
         for opened in plan.opened:
@@ -132,13 +175,40 @@ class PlanRunner:
             self._prompts.pop(opened.slot, None)
             if opened.request.params.prompt_logprobs is not None and opened.index == 0:
                 self._prompts[opened.slot] = opened.token_ids
+        self._make_room([opened.request for opened in plan.opened])
+        silent = [*self._steps_of([c for c in plan.prefill if c.prompt_logprobs is None])]
+        reported = [*self._steps_of([c for c in plan.prefill if c.prompt_logprobs is not None])]
+        if self._compiles_ahead:
+            self._look_ahead(plan, silent, reported)
         self._open(plan.opened)
         self._write(plan.writes)
-        reporting = self._prefill(plan.prefill)
+        self._prefill(silent)
+        reporting = self._prefill_reporting(reported)
         self._copy(plan.copies)
         made = self._decode(plan.decode, plan.n_steps) if plan.decode.slots else None
         asked = [self._n_logprobs[slot] for slot in plan.decode.slots]
         return Burst(plan, made, asked, reporting)
+
+    def _look_ahead(
+        self, plan: Plan, silent: Sequence["_Pieces"], reported: Sequence["_Pieces"]
+    ) -> None:
+        """Begin to compile what this plan needs, and what decodes once its prompts are computed."""
+        prompts = {chunk.slot for chunk in plan.prefill}
+        decoding = [plan.decode.slots, prompts.union(plan.decode.slots)]
+        needed = [
+            *(("prefill", *pieces.tokens.shape) for pieces in silent),
+            *(("reporting", *pieces.tokens.shape) for pieces in reported),
+            *(("decode", self._rounded.rows(len(slots)), 1) for slots in decoding if slots),
+        ]
+        new = [key for key in dict.fromkeys(needed) if key not in self._begun]
+        self._begun.update(new)
+        if len(new) > 1 or (new and plan.opened):
+            self._under_way.begin({key: self._program(*key) for key in new})
+
+    def _program(self, step: str, n: int, length: int) -> Program:
+        if step == "decode":
+            return self._programs.decode(n)
+        return self._programs.prefill(n, length, reports=step == "reporting")
 
     def _everywhere(self, tree: Any) -> Any:
         """Arrays on all devices."""
@@ -152,21 +222,20 @@ class PlanRunner:
         n = round_up_power_of_two(len(opened))
         slots = self._sizes.slots
         at = _padded([o.slot for o in opened], n, slots)
-        self._make_room(opened)
         new = rows_of(opened, n, self._config.vocab_size, self._n_stop, self._n_bias)
         self._rows, self._tables = self._compiled.open_rows(self._rows, self._tables, at, new)
         counted = [o for o in opened if self._reads_counts or uses_counts(o.request.params)]
         if counted:
             n = round_up_power_of_two(len(counted))
-            width = round_up_power_of_two(max(len(o.token_ids) for o in counted), _LEAST_WRITES)
+            width = round_up_power_of_two(max(len(o.token_ids) for o in counted), LEAST_WRITES)
             at = _padded([o.slot for o in counted], n, slots)
             lists = token_lists(counted, n, width)
             self._counts = self._compiled.count_tokens(self._counts, at, *lists)
 
-    def _make_room(self, opened: Sequence[Opened]) -> None:
-        """Wider lists of stop ids and biases, where these sequences need them."""
-        n_stop = max(len(o.request.stop_ids) for o in opened)
-        n_bias = max(len(o.request.params.logit_biases) for o in opened)
+    def _make_room(self, requests: Sequence[Request]) -> None:
+        """Wider lists of stop ids and biases, where these requests need them."""
+        n_stop = max((len(request.stop_ids) for request in requests), default=0)
+        n_bias = max((len(request.params.logit_biases) for request in requests), default=0)
         wider = tuple(
             round_up_power_of_two(n, least)
             for n, least in ((n_stop, self._n_stop), (n_bias, self._n_bias))
@@ -174,9 +243,10 @@ class PlanRunner:
         if wider != (self._n_stop, self._n_bias):
             self._n_stop, self._n_bias = wider
             self._rows = self._everywhere(widened(self._rows, *wider))
+            self._know_programs()
 
     def _write(self, writes: Sequence[PageWrites]) -> None:
-        n = round_up_power_of_two(max(len(write.slots) for write in writes), _LEAST_WRITES)
+        n = round_up_power_of_two(max(len(write.slots) for write in writes), LEAST_WRITES)
         if not any(write.slots for write in writes):
             return
         slots = self._sizes.slots
@@ -186,19 +256,22 @@ class PlanRunner:
         )
         self._tables = self._compiled.write_tables(self._tables, columns)
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[Reporting]:
-        """Compute prompts; those that report their log-probabilities by a program of their own."""
-        silent = [chunk for chunk in chunks if chunk.prompt_logprobs is None]
-        for pieces in self._steps_of(silent):
+    def _prefill(self, steps: Sequence["_Pieces"]) -> None:
+        for pieces in steps:
+            self._under_way.wait(("prefill", *pieces.tokens.shape))
             state = self._params, self._cache, self._tables
             self._cache = self._compiled.prefill(*state, *pieces.arrays, config=self._config)
+
+    def _prefill_reporting(self, steps: Sequence["_Pieces"]) -> list[Reporting]:
+        """Prompts that report their log-probabilities: by a program of their own."""
         reporting = []
-        for pieces in self._steps_of([c for c in chunks if c.prompt_logprobs is not None]):
+        for pieces in steps:
             following = np.zeros_like(pieces.tokens)
             for chunk, first, n in pieces.places:
                 begin = chunk.start + 1
                 known = self._prompts[chunk.slot][begin : begin + len(chunk.token_ids)]
                 following[first : first + n].reshape(-1)[: len(known)] = known
+            self._under_way.wait(("reporting", *pieces.tokens.shape))
             self._cache, values = self._compiled.prefill_reporting(
                 self._params,
                 self._cache,
@@ -216,13 +289,12 @@ class PlanRunner:
         if not chunks:
             return
         longest = max(len(chunk.token_ids) for chunk in chunks)
-        least = PIECE if self._few_programs else _SMALLEST_PIECE
-        length = min(PIECE, round_up_power_of_two(longest, least))
-        most = most_prompt_tokens(self._sizes.token_budget) // length
+        length = self._rounded.piece(longest)
+        most = self._rounded.most_pieces(length)
         taken, n = [], 0
         for chunk in chunks:
             n_pieces = -(-len(chunk.token_ids) // length)
-            if taken and piece_bucket(n + n_pieces, few_programs=self._few_programs) > most:
+            if taken and self._rounded.pieces(n + n_pieces) > most:
                 yield self._pieces(taken, n, length)
                 taken, n = [], 0
             taken.append((chunk, n, n_pieces))
@@ -232,7 +304,7 @@ class PlanRunner:
     def _pieces(
         self, places: Sequence[tuple[PrefillChunk, int, int]], n: int, length: int
     ) -> "_Pieces":
-        rows = piece_bucket(n, few_programs=self._few_programs)
+        rows = self._rounded.pieces(n)
         tokens = np.zeros((rows, length), np.int32)
         positions = np.full((rows, length), -1, np.int32)
         slots = np.zeros(rows, np.int32)
@@ -255,7 +327,8 @@ class PlanRunner:
 
     def _decode(self, decode: DecodeRows, n_steps: int) -> steps.Made:
         sizes = self._sizes
-        n = min(row_bucket(len(decode.slots), few_programs=self._few_programs), sizes.slots)
+        n = self._rounded.rows(len(decode.slots))
+        self._under_way.wait(("decode", n, 1))
         self._cache, self._rows, self._counts, made = self._compiled.decode(
             self._params,
             self._cache,
