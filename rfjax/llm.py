@@ -19,6 +19,7 @@ from rfjax.engine.output import RequestOutput, StreamOutput
 from rfjax.engine.plan_runner import PlanRunner
 from rfjax.engine.request import Request
 from rfjax.engine.sampling_params import SamplingParams
+from rfjax.engine.warm_up import WarmUp
 from rfjax.errors import CapacityError, ConfigError, RequestError
 from rfjax.evals.perplexity import PerplexityResult, perplexity
 from rfjax.io.load import Model, load
@@ -141,6 +142,31 @@ class LLM:
                     tokenizer=model.tokenizer,
                 )
             return self._engine
+
+    def warm_up(
+        self,
+        sampling_params: SamplingParams | Sequence[SamplingParams] = (),
+        *,
+        sequences: int | None = None,
+        prompt_tokens: int | None = None,
+        threads: int | None = None,
+    ) -> WarmUp:
+        """Compile ahead what requests will need, side by side, so that none waits for it.
+
+        See `rfjax.engine.engine.Engine.warm_up`, whose arguments these are. The smaller the
+        numbers of sequences and tokens, the fewer programs.
+
+        Returns:
+            What was compiled, and how long it took.
+
+        Raises:
+            RequestError, ConfigError, CapacityError: as that, and as `engine`.
+        """
+        one = isinstance(sampling_params, SamplingParams)
+        kinds = [sampling_params] if one else list(sampling_params)
+        return self.engine.warm_up(
+            kinds, sequences=sequences, prompt_tokens=prompt_tokens, threads=threads
+        )
 
     def generate(
         self,
