@@ -1,16 +1,18 @@
 """The main class: one model file, ready to generate and to be measured."""
 
 import collections
+import dataclasses
 import logging
 import os
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from rfjax.engine.cache_plan import plan_cache
+from rfjax.engine.chat_stream import ReasoningMode, chat_stream, check_reasoning
 from rfjax.engine.compilation_cache import enable_compilation_cache
 from rfjax.engine.config import EngineConfig
 from rfjax.engine.engine import Engine, Prompt
@@ -241,21 +243,40 @@ class LLM:
         self,
         messages: Sequence[dict],
         sampling_params: SamplingParams | None = None,
-        **template_arguments: Any,
+        *,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: ReasoningMode = "show",
     ) -> Iterator[StreamOutput]:
         """Answer a conversation, streamed, through the file's own chat template.
 
         Args:
-            messages: dicts with "role" and "content", oldest first.
-            template_arguments: handed to the template, such as `enable_thinking=False`.
+            messages: dicts with "role" and "content", oldest first. Replies may hold their
+                reasoning, or have it in "reasoning_content": the template decides what of it the
+                model sees again.
+            sampling_params: as for `stream`.
+            template: another template: its name in the file or in `rfjax.tokenizer.families`, such
+                as "chatml", or Jinja source. With a family's name, what ends a turn in that
+                family ends the answer as well.
+            template_kwargs: handed to the template, such as `{"enable_thinking": False}`.
+            reasoning: whether a thinking model's reasoning stays in the pieces' `text`, with its
+                delimiters ("show"), or is left out of it ("hide") and given in `reasoning`.
 
         Raises:
-            RequestError: no tokenizer or no template, or the template refuses the messages.
+            RequestError: no tokenizer or no template, or the template refuses the messages; or as
+                `stream`, at the first piece asked for.
         """
+        check_reasoning(reasoning)
         tokenizer = self._need_tokenizer()
-        text = tokenizer.apply_chat_template(messages, **template_arguments)
-        ids = tokenizer.encode(text, add_special_tokens=False, parse_special=True)
-        return self.stream(ids, sampling_params)
+        prompt = tokenizer.chat_prompt(messages, template=template, template_kwargs=template_kwargs)
+        (params,) = _params_for([prompt.token_ids], sampling_params)
+        if (prompt.stop or prompt.stop_token_ids) and not params.ignore_eos:
+            params = dataclasses.replace(
+                params,
+                stop=(*params.stop_strings, *prompt.stop),
+                stop_token_ids=(*params.stop_token_ids, *prompt.stop_token_ids),
+            )
+        return chat_stream(self.stream(prompt.token_ids, params), tokenizer, prompt, reasoning)
 
     def perplexity(
         self,

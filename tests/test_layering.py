@@ -43,6 +43,7 @@ WITHOUT_JAX = (
     "rfjax.engine.async_engine",
     "rfjax.engine.book",
     "rfjax.engine.burst_result",
+    "rfjax.engine.chat_stream",
     "rfjax.engine.device",
     "rfjax.engine.effects",
     "rfjax.engine.engine",

@@ -99,6 +99,7 @@ class StreamOutput(NamedTuple):
     Attributes:
         request_id: whose piece it is.
         sample: which of the request's samples.
+        reasoning: what `LLM.chat(..., reasoning="hide")` left out of `text`.
     """
 
     text: str
@@ -110,6 +111,7 @@ class StreamOutput(NamedTuple):
     error: str | None = None
     request_id: str = ""
     sample: int = 0
+    reasoning: str = ""
 
 
 def stop_reason_of(finish: Finish, request: Request) -> int | str | None:

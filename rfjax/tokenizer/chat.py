@@ -142,6 +142,13 @@ class ChatTemplates:
             + ", ".join(FAMILIES)
         )
 
+    def end(self, name_or_source: str | None) -> str:
+        """What ends an answer in the family of that name; nothing for the file's templates."""
+        if name_or_source is None or name_or_source in self.sources:
+            return ""
+        family = FAMILIES.get(name_or_source)
+        return "" if family is None else family.end
+
     def _none(self) -> RequestError:
         names = f" by default (it has: {', '.join(self.sources)})" if self.sources else ""
         fitting = [

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rfjax.errors import ModelFormatError, RequestError, UnsupportedError
 from rfjax.tokenizer.bpe import BpeModel
 from rfjax.tokenizer.chat import ChatTemplates, read_templates
+from rfjax.tokenizer.chat_prompt import ChatPrompt, part_history
 from rfjax.tokenizer.decoding import Pieces, StreamDecoder, checked
 from rfjax.tokenizer.partition import Partition
+from rfjax.tokenizer.reasoning import find_reasoning
 from rfjax.tokenizer.spm import SpmModel
 from rfjax.tokenizer.ugm import UgmModel
 from rfjax.tokenizer.vocabulary import Vocabulary, read_vocabulary
@@ -283,6 +285,48 @@ class Tokenizer:
                 "documents": list(documents) if documents is not None else None,
                 "add_generation_prompt": add_generation_prompt,
             },
+        )
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> ChatPrompt:
+        """Renders and encodes a conversation, with what is needed to read the reply.
+
+        Args:
+          messages: As for `apply_chat_template`. Reasoning in earlier replies is taken out of
+            their text and left to the template (`rfjax.tokenizer.chat_prompt.part_history`).
+          template: As `chat_template` there. With the name of a family, what ends a turn in it
+            ends the reply as well.
+          template_kwargs: Further arguments of `apply_chat_template`.
+
+        Returns:
+          The prompt, its tokens, and how the reply ends and is parted.
+
+        Raises:
+          RequestError, ModelFormatError: As `apply_chat_template`.
+        """
+        arguments = dict(template_kwargs or {})
+        source = self._templates.source(template, tools=bool(arguments.get("tools")))
+        reasoning = find_reasoning(source, self._vocabulary.ids)
+        if not isinstance(messages, str | Mapping) and isinstance(messages, Sequence):
+            messages = part_history(messages, reasoning, source)
+        text = self.apply_chat_template(messages, chat_template=template, **arguments)
+        ids = self.encode(text, add_special_tokens=False, parse_special=True)
+        if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        end = self._templates.end(template)
+        end_id = self.piece_to_id(end)
+        return ChatPrompt(
+            text=text,
+            token_ids=ids,
+            stop_token_ids=() if end_id is None or end_id in self.eog_ids else (end_id,),
+            stop=(end,) if end and end_id is None else (),
+            reasoning=reasoning,
+            opened=reasoning.opened(text),
         )
 
     def _special_texts(self) -> dict[str, str]:
