@@ -7,6 +7,7 @@ import pytest
 
 from rfjax.bench.case import Case
 from rfjax.bench.traffic import case_bytes, case_flops
+from rfjax.models.config import Latent
 from rfjax.models.params import param_spec
 from rfjax.models.random_params import random_params, tensor_types
 from rfjax.models.shape import ExpertsShape, ModelShape
@@ -94,3 +95,13 @@ def test_operations_of_prompts_and_scores(dense):
     )
     attention = 2 * 2 * 36 * 32
     assert case_flops(config, Case(n_score=8)) == 2 * (8 * per_token + 4 * head + attention)
+
+
+def test_latent_layers_keep_one_vector_a_token(dense):
+    config, params = dense
+    latent = Latent(0, kv_rank=12, nope_dim=6, rope_dim=2, value_dim=5, split=True)
+    layers = tuple(dataclasses.replace(layer, latent=latent) for layer in config.layers)
+    config = dataclasses.replace(config, layers=layers)
+    few, many = Case(n_gen=1), Case(n_gen=1, n_depth=10)
+    assert case_bytes(params, config, many) - case_bytes(params, config, few) == 10 * 2 * 14 * 4
+    assert case_flops(config, many) - case_flops(config, few) == 10 * 2 * 2 * 4 * (8 + 5)
