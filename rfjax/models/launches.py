@@ -12,7 +12,8 @@ Matrices = Mapping[str, tuple[GGMLType, tuple[int, ...]]]
 _GATE_AND_UP = ("ffn_gate", "ffn_up")
 
 _TOGETHER = (
-    ("attn_q", "attn_k", "attn_v"),
+    ("attn_q", "attn_k", "attn_v", "attn_q_a", "attn_kv_a_mqa"),
+    ("attn_q_b",),
     ("attn_output",),
     _GATE_AND_UP,
     ("ffn_down",),

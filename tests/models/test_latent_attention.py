@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 from support.latent_reference import latent_reference
 from support.random_model import uniform
 from support.tiny_model import q8_0
 
 from rfjax.cache.kv_shape import KVShape
-from rfjax.cache.paged import init_paged_cache
+from rfjax.cache.paged import init_paged_cache, pages_sharding
 from rfjax.models.attention_inputs import AttentionInputs
 from rfjax.models.config import AttentionTemperature, Latent, LayerConfig, ModelConfig
 from rfjax.models.latent_attention import latent_attention
@@ -25,6 +26,7 @@ from rfjax.ops.mask import Mask
 from rfjax.ops.rope import Rope, rope_tables
 from rfjax.quant.qtensor import dequantize_packed, pack
 from rfjax.quant.types import GGMLType
+from rfjax.sharding import make_mesh
 
 WIDTH, LENGTH, PAGE, EPS, SCALE = 32, 40, 16, 1e-5, 0.3
 BASE = 100.0
@@ -195,3 +197,22 @@ def test_packed_weights_give_what_their_values_give():
     x, (pages, table) = hidden(7, length=20), fresh(layer, 1)
     plain, _ = attend(weights, x, at, pages, table, layer=layer)
     assert_array_equal(attend(weights | packed, x, at, pages, table, layer=layer)[0], plain)
+
+
+def test_heads_spread_over_a_mesh_attend_alike():
+    layer = layer_of("bottleneck, split")
+    weights, x = weights_of(layer), hidden(8)
+    mesh = make_mesh(data=1, model=2)
+    at = np.arange(LENGTH, dtype=np.int32)[None]
+    pages, table = fresh(layer, 1)
+    alone, kept = attend(weights, x, at, pages, table, layer=layer)
+    by_head = {
+        stem: jax.device_put(w, NamedSharding(mesh, PartitionSpec("model")))
+        if stem in ("attn_q_b", "attn_k_b", "attn_v_b")
+        else jax.device_put(w, NamedSharding(mesh, PartitionSpec()))
+        for stem, w in weights.items()
+    }
+    pages = jax.device_put(fresh(layer, 1)[0], pages_sharding(mesh, 1))
+    spread, written = attend(by_head, x, at, pages, table, layer=layer)
+    assert_allclose(spread, alone, atol=1e-5)
+    assert_allclose(written.k, kept.k, atol=1e-5)
