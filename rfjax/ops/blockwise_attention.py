@@ -110,10 +110,14 @@ def _over_blocks(q, load, size, query_positions, key_lengths, mask, scale, terms
         seen &= real[:, :, None]
         seen = seen[:, None, :, None, :]
         scores = jnp.where(seen, scores, jnp.float32(_FLOOR))
-        higher = jnp.maximum(best, jnp.max(scores, axis=-1))
+        # The block's best has no part in the gradient: any number in its place gives the same
+        # result, and that of a maximum is NaN where XLA computes anew what it is compared with.
+        higher = jnp.maximum(best, jnp.max(jax.lax.stop_gradient(scores), axis=-1))
         weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), jnp.float32(0))
         shrink = exp_below_best(best.reshape(-1, 1), higher.reshape(-1, 1)).reshape(best.shape)
-        total = total * shrink + row_sum(weights)[..., 0]
+        # Neither is below 0: the maximum keeps XLA from fusing product and sum, which it does or
+        # does not, depending on the number of rows.
+        total = jnp.maximum(total * shrink, jnp.float32(0)) + row_sum(weights)[..., 0]
         weights = weights.reshape(batch, n_kv, length * group, size).astype(v.dtype)
         product = rows_product(weights, v).reshape(acc.shape)
         return acc * shrink[..., None] + product, higher, total
