@@ -9,7 +9,8 @@ from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask, allowed
-from rfjax.ops.reduce import copies_for, row_sum, rows_product
+from rfjax.ops.reduce import copies_for, exp_below_best, row_sum, rows_product
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
 
 _MAX_SCORES = 1 << 26
@@ -33,6 +34,7 @@ def attention(
     key_lengths: Int[Array, " B"],
     mask: Mask,
     scale: float,
+    terms: ScoreTerms = NO_TERMS,
     keys_are_queries: bool = False,
     policy: KernelPolicy | None = None,
 ) -> Float[Array, "B L N H"]:
@@ -49,6 +51,7 @@ def attention(
         key_lengths: real keys of each row.
         mask: which of them a query sees.
         scale: multiplies the scores.
+        terms: what else is done to them.
         keys_are_queries: the S keys are the L queries' own tokens at positions 0..L-1, so that a
             block of queries needs no keys behind itself under a causal mask.
         policy: whether the kernel `prefill_attention` may run it; None takes plain JAX. Its
@@ -66,13 +69,13 @@ def attention(
     target = kernel_target(policy, "prefill_attention", declines)
     if target is not None:
         return _by_kernel(
-            (mask, scale, keys_are_queries, target), q, k, v, query_positions, key_lengths
+            (mask, scale, keys_are_queries, target), q, k, v, terms, query_positions, key_lengths
         )
-    return _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries)
+    return _by_xla(q, k, v, terms, query_positions, key_lengths, mask, scale, keys_are_queries)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_kernel(static, q, k, v, query_positions, key_lengths):
+def _by_kernel(static, q, k, v, terms, query_positions, key_lengths):
     """The kernel; it has no derivative of its own."""
     from rfjax.pallas import prefill_attention as kernel
 
@@ -85,6 +88,7 @@ def _by_kernel(static, q, k, v, query_positions, key_lengths):
         key_lengths=key_lengths,
         mask=mask,
         scale=scale,
+        terms=terms,
         target=target,
     )
 
@@ -97,8 +101,8 @@ def _backward_by_xla(static, arguments, cotangent):
     mask, scale, keys_are_queries, _ = static
     *tensors, query_positions, key_lengths = arguments
     _, pull = jax.vjp(
-        lambda q, k, v: _by_xla(
-            q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries
+        lambda q, k, v, terms: _by_xla(
+            q, k, v, terms, query_positions, key_lengths, mask, scale, keys_are_queries
         ),
         *tensors,
     )
@@ -108,9 +112,9 @@ def _backward_by_xla(static, arguments, cotangent):
 _by_kernel.defvjp(_forward_by_kernel, _backward_by_xla)
 
 
-def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries):
+def _by_xla(q, k, v, terms, query_positions, key_lengths, mask, scale, keys_are_queries):
     if not keys_are_queries:
-        return _over_cache(q, k, v, query_positions, key_lengths, mask, scale)
+        return _over_cache(q, k, v, terms, query_positions, key_lengths, mask, scale)
     length = q.shape[1]
     causal = mask.kind != "bidirectional"
     segment = -(-length // _SEGMENTS) if causal and length >= _LONG else length
@@ -123,6 +127,7 @@ def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries
                 q[:, start:stop],
                 k[:, :, :seen],
                 v[:, :, :, :seen],
+                terms,
                 query_positions[:, start:stop],
                 key_lengths,
                 mask,
@@ -132,7 +137,7 @@ def _by_xla(q, k, v, query_positions, key_lengths, mask, scale, keys_are_queries
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
-def _over_cache(q, k, v, query_positions, key_lengths, mask, scale):
+def _over_cache(q, k, v, terms, query_positions, key_lengths, mask, scale):
     """Attention over rows of keys in the order in which pages are attended to."""
     n_keys = k.shape[2]
     n_blocks = -(-n_keys // KEYS_AT_ONCE)
@@ -155,22 +160,23 @@ def _over_cache(q, k, v, query_positions, key_lengths, mask, scale):
         key_lengths=key_lengths,
         mask=mask,
         scale=scale,
+        terms=terms,
         n_blocks=n_blocks,
     )
 
 
-def _in_blocks(q, k, v, query_positions, key_lengths, mask, scale):
+def _in_blocks(q, k, v, terms, query_positions, key_lengths, mask, scale):
     """Attention for as many queries at a time as `_MAX_SCORES` allows, one block after another."""
     batch, length, n_heads, head_dim = q.shape
     block = max(16, _MAX_SCORES // (batch * n_heads * k.shape[2]))
     if length <= block:
-        return _attend(q, k, v, query_positions, key_lengths, mask, scale)
+        return _attend(q, k, v, terms, query_positions, key_lengths, mask, scale)
     n_blocks = -(-length // block)
     padding = n_blocks * block - length
     q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
     positions = jnp.pad(query_positions, ((0, 0), (0, padding)), constant_values=-1)
     out = jax.lax.map(
-        lambda part: _attend(part[0], k, v, part[1], key_lengths, mask, scale),
+        lambda part: _attend(part[0], k, v, terms, part[1], key_lengths, mask, scale),
         (
             q.reshape(batch, n_blocks, block, n_heads, head_dim).swapaxes(0, 1),
             positions.reshape(batch, n_blocks, block).swapaxes(0, 1),
@@ -179,7 +185,7 @@ def _in_blocks(q, k, v, query_positions, key_lengths, mask, scale):
     return out.swapaxes(0, 1).reshape(batch, -1, n_heads, head_dim)[:, :length]
 
 
-def _attend(q, k, v, query_positions, key_lengths, mask, scale):
+def _attend(q, k, v, terms, query_positions, key_lengths, mask, scale):
     batch, length, n_heads, head_dim = q.shape
     n_kv, n_keys = k.shape[1], k.shape[2]
     group = n_heads // n_kv
@@ -196,16 +202,32 @@ def _attend(q, k, v, query_positions, key_lengths, mask, scale):
     rows = q.reshape(batch, length, n_kv, group, head_dim).transpose(0, 2, 1, 3, 4)
     scores = rows_product(rows.reshape(batch, n_kv, length * group, head_dim), k)
     scores = scores.reshape(batch, n_kv, length, group, n_keys) * jnp.float32(scale)
+    by_head = lambda x: x.reshape(1, n_kv, 1, group, 1).astype(jnp.float32)  # noqa: E731
 
     keys = jnp.arange(n_keys, dtype=query_positions.dtype)
+    if terms.softcap:
+        scores = jnp.float32(terms.softcap) * jnp.tanh(scores / jnp.float32(terms.softcap))
+    if terms.slopes is not None:
+        distance = (keys[None, None, :] - query_positions[:, :, None])[:, None, :, None, :]
+        scores = scores + by_head(terms.slopes) * distance.astype(jnp.float32)
     visible = allowed(mask, query_positions[:, :, None], keys[None, None, :])
     visible &= keys[None, None, :] < key_lengths[:, None, None]
     visible = visible[:, None, :, None, :]
     # A finite floor: a row without visible keys must not become NaN (its weights are zeroed).
     scores = jnp.where(visible, scores, jnp.float32(-1e30))
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.where(visible, weights, jnp.float32(0))
+    best = jnp.max(scores, axis=-1, keepdims=True)
+    sinks = None
+    if terms.sinks is not None:
+        sinks = jnp.broadcast_to(by_head(terms.sinks), best.shape)
+        best = jnp.maximum(best, sinks)
+    # Any constant in its place gives the same result, so it has no part in the gradient: that of a
+    # maximum is NaN where XLA computes the scores anew and none of them equals it.
+    best = jax.lax.stop_gradient(best)
+    weights = jnp.where(visible, jnp.exp(scores - best), jnp.float32(0))
     total = row_sum(weights)
+    if sinks is not None:
+        own = exp_below_best(sinks.reshape(-1, 1), best.reshape(-1, 1))
+        total = total + own.reshape(total.shape)
 
     rows = weights.reshape(batch, n_kv, length * group, n_keys)
     out = rows_product(rows.astype(v.dtype), v)

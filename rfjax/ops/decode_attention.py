@@ -11,6 +11,7 @@ from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask
 from rfjax.ops.norm import rms_norm
 from rfjax.ops.rope import apply_rope
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
 
 
@@ -31,6 +32,7 @@ def decode_attention(
     q_norm: Float[Array, " H"] | None = None,
     k_norm: Float[Array, " H"] | None = None,
     q_multiplier: Float[Array, " B"] | None = None,
+    terms: ScoreTerms = NO_TERMS,
     policy: KernelPolicy | None = None,
 ) -> tuple[Float[Array, "B NH"], LayerCache]:
     """Normalise and rotate the new heads, write keys and values, and attend to the cache.
@@ -43,12 +45,15 @@ def decode_attention(
         q: queries as projected; with `k` and `v` None, one projection's N + 2K heads: queries, keys
             and values.
         cache: keys and values before the token; any content from the positions on.
-        cos, sin: of the positions (see `rfjax.ops.rope.rope_tables`).
+        cos, sin: of the positions (see `rfjax.ops.rope.rope_tables`, and `identity_tables` of the
+            same module for heads that are not rotated here).
         positions: of the new tokens; a row at -1 writes nothing, and what it returns does not
             matter (the kernel gives zeros, plain JAX does under causal masks).
         key_lengths: `positions + 1` of rows that are not at -1.
         eps: of the norms, with weights `q_norm` and `k_norm` over each head before its rotation.
         q_multiplier: of each row's rotated queries, f32.
+        terms: what is done to scores besides scaling and masking; the kernel takes none.
+        policy: whether the kernel may run it; None takes plain JAX.
 
     Raises:
         UnsupportedError: the policy asks for kernels by name and this one declines.
@@ -57,7 +62,7 @@ def decode_attention(
     def declines(target):
         from rfjax.pallas import decode_attention as kernel
 
-        return kernel.declines(q, cache.k, cache.v, cos.shape[1], scale)
+        return kernel.declines(q, cache.k, cache.v, cos.shape[1], scale, terms)
 
     target = kernel_target(policy, "decode_attention", declines)
     if target is not None:
@@ -101,5 +106,6 @@ def decode_attention(
         key_lengths=key_lengths,
         mask=mask,
         scale=scale,
+        terms=terms,
     )
     return out.reshape(out.shape[0], -1), cache

@@ -21,7 +21,9 @@ class Rope:
     `pairing`: "interleaved" rotates elements (2i, 2i+1), "half" rotates (i, i + dimension/2).
     `dimension`: rotated elements of a head, from its start. `factor`: context extension (1 means
     none). `attention_factor` multiplies both cosine and sine. `original_context`, `beta_fast`,
-    `beta_slow` and `log_multiplier` are YaRN's.
+    `beta_slow` and `log_multiplier` are YaRN's. A model that corrects its scores elsewhere, as
+    DeepSeek 2 does in the scale of its attention, has the `log_multiplier` 1: cosine and sine are
+    then those of `attention_factor` alone.
     """
 
     pairing: Literal["interleaved", "half"]
@@ -41,8 +43,8 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
 
     YaRN keeps the fast pairs (more than `beta_fast` turns within the original context), slows the
     slow ones (fewer than `beta_slow` turns) by `factor` and blends between them; the magnitude is
-    `1 + 0.1 ln(factor)`, or with a `log_multiplier` m (llama.cpp's `yarn_log_multiplier`) that
-    over `1 + 0.1 m ln(factor)`.
+    `yarn_magnitude` of the factor, over that with the `log_multiplier` where there is one; times
+    the `attention_factor`.
     """
     half = rope.dimension // 2
     plain = rope.base ** (-2.0 * np.arange(half, dtype=np.float64) / rope.dimension)
@@ -60,13 +62,18 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
     low = max(0.0, math.floor(pair_turning(rope.beta_fast)))
     high = min(rope.dimension - 1.0, math.ceil(pair_turning(rope.beta_slow)))
     ramp = np.clip((np.arange(half) - low) / max(0.001, high - low), 0.0, 1.0)
-    magnitude = _yarn_magnitude(rope.factor, 1.0)
+    magnitude = yarn_magnitude(rope.factor)
     if rope.log_multiplier:
-        magnitude /= _yarn_magnitude(rope.factor, rope.log_multiplier)
+        magnitude /= yarn_magnitude(rope.factor, rope.log_multiplier)
     return slowed * ramp + plain * (1.0 - ramp), magnitude * rope.attention_factor
 
 
-def _yarn_magnitude(factor: float, multiplier: float) -> float:
+def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """`1 + 0.1 multiplier ln(factor)`: what YaRN multiplies queries and keys by; 1 up to factor 1.
+
+    Scores grow by its square. Source: Peng et al., "YaRN" (2023), section 3.3; the multiplier is
+    DeepSeek's `mscale`.
+    """
     return 1.0 if factor <= 1.0 else 1.0 + 0.1 * multiplier * math.log(factor)
 
 
@@ -84,6 +91,18 @@ def rope_tables(
     angles = positions.astype(jnp.float32)[:, None] * step[None, :]
     scale = np.float32(magnitude)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def identity_tables(
+    n_tokens: int, half: int = 1
+) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
+    """Cosines 1 and sines 0, f32 `[T, half]`: tables that leave every finite head as it is.
+
+    For layers without a rotation, and for heads that are rotated already, where an operation takes
+    tables. One pair is enough.
+    """
+    shape = (n_tokens, half)
+    return jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
 
 
 def apply_rope(

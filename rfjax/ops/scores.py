@@ -1,5 +1,6 @@
 """What attention does to scores besides scaling and masking, as data. Kernels read it too."""
 
+import numpy as np
 from flax import struct
 
 from rfjax.typing import Array
@@ -24,3 +25,19 @@ class ScoreTerms:
 
 NO_TERMS = ScoreTerms()
 """Scores as they are."""
+
+
+def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray:
+    """ALiBi's slopes of query heads, f32 [N], for `ScoreTerms.slopes`.
+
+    With P the largest power of two up to N: `2^(-max_bias (h + 1) / P)` for the heads h below P;
+    the heads above take every other slope of 2P heads, the steepest first.
+
+    Source: Press et al., "Train Short, Test Long" (2021), section 3, and its published code for
+    numbers of heads that are no power of two; `max_bias` is 8 there.
+    """
+    assert n_heads > 0 and max_bias > 0
+    power = 1 << (n_heads.bit_length() - 1)
+    first = (np.arange(power) + 1) / power
+    rest = (2 * np.arange(n_heads - power) + 1) / (2 * power)
+    return np.exp2(-max_bias * np.concatenate([first, rest])).astype(np.float32)

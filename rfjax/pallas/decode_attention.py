@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
+from rfjax.ops.scores import ScoreTerms
 from rfjax.pallas.combine_attention import combine_attention
 from rfjax.pallas.decode_heads import Heads, prepare_heads
 from rfjax.pallas.decode_span import decode_span
@@ -108,7 +109,9 @@ def tuning_space(
     return (first, *(config for config in others if config != first))
 
 
-def declines(q: Array, k_cache: Array, v_cache: Array, half: int, scale: float) -> str | None:
+def declines(
+    q: Array, k_cache: Array, v_cache: Array, half: int, scale: float, terms: ScoreTerms
+) -> str | None:
     """Why the kernel does not take these arguments, or None if it does."""
     _, _, capacity, head_dim = k_cache.shape
     if k_cache.dtype != v_cache.dtype:
@@ -124,6 +127,13 @@ def declines(q: Array, k_cache: Array, v_cache: Array, half: int, scale: float) 
         return f"{2 * half} elements are rotated of heads of {head_dim}"
     if scale <= 0:
         return f"it takes positive scales only, got {scale}"
+    for name, there in (
+        ("a soft cap", bool(terms.softcap)),
+        ("ALiBi's slopes", terms.slopes is not None),
+        ("sinks", terms.sinks is not None),
+    ):
+        if there:
+            return f"it scales and masks scores, and does not take {name}"
     return None
 
 

@@ -14,9 +14,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
-from rfjax.pallas.exponential import LOG2_E
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
+from rfjax.pallas.exponential import LOG2_E, exp2
 from rfjax.pallas.key_span import key_span
 from rfjax.pallas.online_softmax import FLOOR, weigh
+from rfjax.pallas.score_exponents import score_exponents
 from rfjax.pallas.target import Target
 from rfjax.pallas.tile import inside, load_or_zero
 from rfjax.typing import Array, Float, Int
@@ -119,6 +121,7 @@ def prefill_attention(
     key_lengths: Int[Array, " B"],
     mask: Mask,
     scale: float,
+    terms: ScoreTerms = NO_TERMS,
     target: Target,
     config: Config | None = None,
 ) -> Float[Array, "B L N H"]:
@@ -129,17 +132,34 @@ def prefill_attention(
 
     Args:
         query_positions: absolute positions, in any order; -1 marks padding.
+        terms: of the scores.
         target: whose instructions to use; "interpret" runs on the CPU.
         config: how to cut the work; None takes the heuristic's.
     """
     batch, length, n_heads, head_dim = q.shape
-    n_kv, n_keys = k.shape[1], k.shape[2]
+    n_keys = k.shape[2]
     if config is None:
         config = heuristic(length, n_keys, head_dim, q.dtype, target)
     # Rows of values begin at whole vectors, so that they are loaded as such.
     v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -n_keys % _VECTOR))) if n_keys % _VECTOR else v
+    operands = {
+        "positions": query_positions,
+        "lengths": key_lengths,
+        "q": q,
+        "k": k,
+        "v": v,
+        "sinks": terms.sinks,
+        "slopes": terms.slopes,
+    }
+    operands = {name: array for name, array in operands.items() if array is not None}
     kernel = functools.partial(
-        _kernel, config=config, mask=mask, scale=scale, group=n_heads // n_kv, target=target
+        _kernel,
+        names=tuple(operands),
+        config=config,
+        mask=mask,
+        scale=scale,
+        softcap=terms.softcap,
+        target=target,
     )
     return pl.pallas_call(
         kernel,
@@ -151,41 +171,32 @@ def prefill_attention(
         ),
         interpret=target == "interpret",
         name="prefill_attention",
-    )(query_positions, key_lengths, q, k, v)
+    )(*operands.values())
 
 
-def _kernel(
-    positions_ref,  # [B, L] int32
-    lengths_ref,  # [B] int32
-    q_ref,  # [B, L, N, H]
-    k_ref,  # [B, K, S, H]
-    v_ref,  # [B, K, H, S]
-    out_ref,  # [B, L, N, H]
-    *,
-    config: Config,
-    mask: Mask,
-    scale: float,
-    group: int,
-    target: Target,
-):
-    _, length, _, head_dim = q_ref.shape
+def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: float, target: Target):
+    *inputs, out_ref = refs
+    inputs = dict(zip(names, inputs, strict=True))
+    k_ref, v_ref = inputs["k"], inputs["v"]
+    _, length, n_heads, head_dim = out_ref.shape
     n_keys = k_ref.shape[2]
     block_k = config.block_k
     padded = padded_head(head_dim)
     head, n_blocks = pl.program_id(0), pl.cdiv(length, config.block_q)
     row = jax.lax.div(pl.program_id(1), n_blocks)
     block = n_blocks - 1 - jax.lax.rem(pl.program_id(1), n_blocks)
-    kv_head = jax.lax.div(head, group)
-    scale *= LOG2_E
+    kv_head = jax.lax.div(head, n_heads // k_ref.shape[1])
 
     queries = block * config.block_q + jnp.arange(config.block_q, dtype=jnp.int32)
     dims = jnp.arange(padded, dtype=jnp.int32)
     at_queries = (row, queries[:, None], head, dims[None, :])
     q_mask = inside(queries, length, dims, head_dim)
-    q = load_or_zero(q_ref.at[at_queries], q_mask)
-    positions = plt.load(positions_ref.at[row, queries], mask=queries < length, other=-1)
-    n_real = jnp.minimum(lengths_ref[row], n_keys)
+    q = load_or_zero(inputs["q"].at[at_queries], q_mask)
+    positions = plt.load(inputs["positions"].at[row, queries], mask=queries < length, other=-1)
+    n_real = jnp.minimum(inputs["lengths"][row], n_keys)
     span = key_span(mask, positions, n_real, block_k)
+
+    slope = inputs["slopes"][head] * LOG2_E if "slopes" in inputs else None
 
     def step(masked, i, carry):
         acc, best, total = carry
@@ -195,7 +206,9 @@ def _kernel(
             inside(keys, n_keys if masked else None, dims, head_dim),
         )
         visible = span.sees(keys) if masked else None
-        weights, best, shrink = weigh(_dot(q, k), best, scale, visible, target)
+        biases = None if slope is None else (slope, keys[None, :] - positions[:, None])
+        scores, factor = score_exponents(_dot(q, k), scale, softcap, biases, target)
+        weights, best, shrink = weigh(scores, best, factor, visible, target)
         v = load_or_zero(
             v_ref.at[row, kv_head, dims[:, None], keys[None, :]],
             inside(dims, head_dim, keys, v_ref.shape[3] if masked else None),
@@ -203,11 +216,13 @@ def _kernel(
         acc = acc * shrink[:, None] + _dot(weights.astype(v.dtype), v)
         return acc, best, total * shrink + jnp.sum(weights, axis=1)
 
-    carry = (
-        jnp.zeros((config.block_q, padded), jnp.float32),
-        jnp.full((config.block_q,), FLOOR, jnp.float32),
-        jnp.zeros((config.block_q,), jnp.float32),
-    )
+    best = jnp.full((config.block_q,), FLOOR, jnp.float32)
+    total = jnp.zeros((config.block_q,), jnp.float32)
+    if "sinks" in inputs:
+        sink = inputs["sinks"][head] * LOG2_E
+        best = jnp.maximum(best, sink)
+        total = exp2(sink - best, target)
+    carry = (jnp.zeros((config.block_q, padded), jnp.float32), best, total)
     first = span.first
     if config.peel and span.lowest is None:
         first = span.full

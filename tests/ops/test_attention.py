@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from support.attention_reference import attention_reference
 
 from rfjax.errors import UnsupportedError
 from rfjax.ops import attention as attention_module
 from rfjax.ops.attention import attention
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 
 pytestmark = pytest.mark.quick_compile
 
@@ -150,6 +152,58 @@ def test_blocks_where_scores_would_take_too_much(monkeypatch, length):
     assert_allclose(found, expected, atol=2e-6)
 
 
+def terms_of(*names, n_heads=4):
+    """Terms as strong as the scores, of every head another."""
+    values = {
+        "softcap": 1.5,
+        "slopes": jnp.linspace(0.05, 1, n_heads, dtype=jnp.float32),
+        "sinks": jnp.linspace(-2, 3, n_heads, dtype=jnp.float32),
+    }
+    return ScoreTerms(**{name: values[name] for name in names})
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own keys", "cache"])
+@pytest.mark.parametrize("names", ["softcap", "slopes", "sinks", "softcap slopes sinks"])
+def test_terms(names, own):
+    q, k, v = draw(11, 2, 13, 4, 2, 13, 8)
+    positions = np.stack([np.arange(13), np.arange(13)]).astype(np.int32)
+    positions[1, 9:] = -1
+    lengths, terms = np.array([13, 9], np.int32), terms_of(*names.split())
+    for mask in MASKS[::2]:
+        arguments = {"query_positions": positions, "key_lengths": lengths, "mask": mask}
+        found = jitted(q, k, v, **arguments, scale=0.4, terms=terms, keys_are_queries=own)
+        expected = attention_reference(q, k, v, positions, lengths, mask, 0.4, terms)
+        assert_allclose(found, expected, atol=2e-6)
+        without = jitted(q, k, v, **arguments, scale=0.4, keys_are_queries=own)
+        assert np.abs(np.asarray(without) - found).max() > 0.05
+
+
+def test_terms_of_segments_and_blocks(monkeypatch):
+    """Each takes the terms; distances stay absolute."""
+    monkeypatch.setattr(attention_module, "_MAX_SCORES", 1)
+    q, k, v = draw(12, 1, 261, 2, 1, 261, 4)
+    positions, lengths = np.arange(261, dtype=np.int32)[None], np.array([261], np.int32)
+    terms = terms_of("softcap", "slopes", "sinks", n_heads=2)
+    run = functools.partial(attention, mask=Mask(), scale=0.5, keys_are_queries=True)
+    found = jax.jit(run)(q, k, v, query_positions=positions, key_lengths=lengths, terms=terms)
+    expected = attention_reference(q, k, v, positions, lengths, Mask(), 0.5, terms)
+    assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own keys", "cache"])
+def test_sinks_without_keys_and_no_sinks(own):
+    """A query that sees no key gets zeros all the same; minus infinity takes nothing."""
+    q, k, v = draw(14, 2, 4, 4, 2, 4, 8)
+    positions = np.tile(np.arange(4, dtype=np.int32), (2, 1))
+    lengths = np.array([0, 4], np.int32)
+    arguments = {"query_positions": positions, "key_lengths": lengths, "mask": Mask(), "scale": 0.4}
+    found = jitted(q, k, v, **arguments, terms=terms_of("sinks"), keys_are_queries=own)
+    assert_array_equal(found[0], np.zeros_like(found[0]))
+    none = ScoreTerms(sinks=jnp.full(4, -jnp.inf))
+    found = jitted(q, k, v, **arguments, terms=none, keys_are_queries=own)
+    assert_allclose(found, jitted(q, k, v, **arguments, keys_are_queries=own), atol=1e-7)
+
+
 def test_large_scores_do_not_overflow():
     q, k, v = draw(5, 1, 3, 2, 1, 3, 4)
     positions = np.arange(3, dtype=np.int32)[None]
@@ -184,7 +238,7 @@ def test_who_runs_it():
     q, k, v = map(jnp.asarray, draw(9, 1, 16, 2, 1, 16, 8))
     positions, lengths = jnp.arange(16, dtype=jnp.int32)[None], jnp.asarray([16], jnp.int32)
 
-    def run(policy, q=q, scale=0.5):
+    def run(policy, q=q, scale=0.5, terms=NO_TERMS):
         return attention(
             q,
             k,
@@ -193,6 +247,7 @@ def test_who_runs_it():
             key_lengths=lengths,
             mask=Mask(),
             scale=scale,
+            terms=terms,
             policy=policy,
         )
 
@@ -201,6 +256,8 @@ def test_who_runs_it():
         assert "pallas_call" not in str(jax.make_jaxpr(lambda p=policy: run(p))())
     assert "pallas_call" in str(jax.make_jaxpr(lambda: run(pallas))())
     assert_allclose(run(pallas), run(None), atol=2e-6)
+    terms = terms_of("softcap", "slopes", "sinks", n_heads=2)
+    assert_allclose(run(pallas, terms=terms), run(None, terms=terms), atol=2e-6)
     with pytest.raises(UnsupportedError, match=r"prefill_attention.*positive scales only"):
         run(pallas, scale=-1.0)
     with pytest.raises(UnsupportedError, match=r"prefill_attention.*failed"):
@@ -208,12 +265,13 @@ def test_who_runs_it():
 
 
 def test_gradients_through_the_kernel():
-    """They are those of plain JAX, with respect to queries, keys and values."""
-    arrays = tuple(map(jnp.asarray, draw(10, 1, 16, 2, 1, 16, 8)))
+    """They are those of plain JAX, with respect to queries, keys, values and terms."""
+    terms = terms_of("softcap", "slopes", "sinks", n_heads=2)
+    arrays = (*map(jnp.asarray, draw(10, 1, 16, 2, 1, 16, 8)), terms)
     positions, lengths = jnp.arange(16, dtype=jnp.int32)[None], jnp.asarray([16], jnp.int32)
 
-    def gradients(policy):
-        def loss(q, k, v):
+    def gradients(policy, own):
+        def loss(q, k, v, terms):
             out = attention(
                 q,
                 k,
@@ -222,13 +280,17 @@ def test_gradients_through_the_kernel():
                 key_lengths=lengths,
                 mask=Mask(),
                 scale=0.5,
-                keys_are_queries=True,
+                terms=terms,
+                keys_are_queries=own,
                 policy=policy,
             )
             return jnp.sum(out * out)
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+        return jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*arrays))
 
-    for found, expected in zip(gradients(KernelPolicy("pallas")), gradients(None), strict=True):
-        assert np.abs(expected).max() > 0.1
-        assert_allclose(found, expected, atol=2e-5)
+    plain = gradients(None, True)
+    assert len(plain) == 5
+    assert all(np.abs(gradient).max() > 0.1 for gradient in plain)
+    for others in (gradients(KernelPolicy("pallas"), True), gradients(None, False)):
+        for found, expected in zip(others, plain, strict=True):
+            assert_allclose(found, expected, atol=2e-5)

@@ -13,7 +13,8 @@ from rfjax.ops.decode_attention import decode_attention
 from rfjax.ops.dispatch import DEFAULT_POLICY, KernelPolicy
 from rfjax.ops.mask import Mask
 from rfjax.ops.norm import rms_norm
-from rfjax.ops.rope import apply_rope
+from rfjax.ops.rope import apply_rope, identity_tables
+from rfjax.ops.scores import ScoreTerms
 
 pytestmark = pytest.mark.quick_compile
 
@@ -70,6 +71,39 @@ def test_one_array_of_all_heads():
     assert_array_equal(fused, apart)
 
 
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
+def test_heads_that_are_rotated_already(pairing):
+    """Tables of one pair that turn nothing, for the kernel as well."""
+    (q, k, v, cache, cos, sin), options = draw()
+    options |= {"pairing": pairing, "q_norm": None, "k_norm": None}
+    turned = (apply_rope(x, cos, sin, pairing) for x in (q, k))
+    expected = decode_attention(q, k, v, cache, cos, sin, **options)
+    q, k = turned
+    for policy in (None, PALLAS):
+        found = decode_attention(q, k, v, cache, *identity_tables(3), **options, policy=policy)
+        assert_allclose(found[0][:2], expected[0][:2], atol=2e-6)
+        assert_array_equal(found[1].k, expected[1].k)
+
+
+def test_terms_are_those_of_attention():
+    (q, k, v, cache, cos, sin), options = draw()
+    for term in ({"softcap": 1.5}, {"slopes": jnp.ones(4)}, {"sinks": jnp.arange(4.0)}):
+        terms = ScoreTerms(**term)
+        found, written = decode_attention(q, k, v, cache, cos, sin, **options, terms=terms)
+        q_turned = apply_rope(rms_norm(q, options["q_norm"], 1e-5), cos, sin, "half")
+        out = attention(
+            (q_turned * options["q_multiplier"][:, None, None])[:, None],
+            written.k,
+            written.v,
+            query_positions=POSITIONS[:, None],
+            key_lengths=POSITIONS + 1,
+            mask=Mask(),
+            scale=0.4,
+            terms=terms,
+        )
+        assert_array_equal(found, out.reshape(3, 32))
+
+
 def launches(function) -> int:
     """Kernels in a function's program."""
     return str(jax.make_jaxpr(function)()).count("pallas_call")
@@ -89,6 +123,23 @@ def test_who_runs_it():
     with pytest.raises(UnsupportedError, match=r"capacity must be a power of two.*got 24"):
         arguments, options = draw(capacity=24)
         run(PALLAS)
+
+
+@pytest.mark.parametrize(
+    ("term", "name"),
+    [
+        ({"softcap": 1.5}, "a soft cap"),
+        ({"slopes": jnp.ones(4)}, "ALiBi's slopes"),
+        ({"sinks": jnp.ones(4)}, "sinks"),
+    ],
+)
+def test_the_kernel_leaves_terms_to_plain_jax(term, name):
+    arguments, options = draw()
+    options["terms"] = ScoreTerms(**term)
+    run = lambda policy: decode_attention(*arguments, **options, policy=policy)  # noqa: E731
+    with pytest.raises(UnsupportedError, match=rf"decode_attention.*does not take {name}"):
+        run(PALLAS)
+    assert launches(lambda: run(KernelPolicy(None, interpret=True))) == 0
 
 
 def test_the_kernel_runs_by_default_on_a_gpu(monkeypatch):

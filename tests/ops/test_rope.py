@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rfjax.ops.rope import Rope, apply_rope, frequencies, rope_tables
+from rfjax.ops.rope import (
+    Rope,
+    apply_rope,
+    frequencies,
+    identity_tables,
+    rope_tables,
+    yarn_magnitude,
+)
 
 pytestmark = pytest.mark.quick_compile
 
@@ -174,6 +181,68 @@ def test_yarn_of_a_published_model():
     assert_allclose(ratio[40:], 0.25)  # pair 40 turns once
     assert (np.diff(ratio[23:41]) < 0).all()
     assert magnitude == pytest.approx(0.1 * math.log(4) + 1)
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0, 40.0])
+@pytest.mark.parametrize("attention_factor", [1.0, 1.25])
+def test_deepseek_s_correction_is_in_the_scale_of_its_scores_alone(factor, attention_factor):
+    """mscale equals mscale_all_dim in its configurations: their quotient is exactly 1."""
+    rope = Rope(
+        "interleaved",
+        64,
+        10000.0,
+        "yarn",
+        factor,
+        original_context=4096,
+        attention_factor=attention_factor,
+        log_multiplier=1.0,
+    )
+    steps, magnitude = frequencies(rope)
+    assert magnitude == attention_factor
+    assert_allclose(steps, yarn(rope)[0], rtol=1e-9)
+    cos, sin = tables_of(rope, jnp.asarray([0, 7], jnp.int32))
+    assert_array_equal(cos[0], np.float32(attention_factor))
+    assert_allclose(np.hypot(cos, sin), attention_factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 40.0, 160.0])
+@pytest.mark.parametrize("multiplier", [0.0, 0.707, 1.0])
+def test_the_magnitude_of_yarn(factor, multiplier):
+    expected = 1 + 0.1 * multiplier * math.log(max(factor, 1))
+    assert yarn_magnitude(factor, multiplier) == pytest.approx(expected, rel=1e-15)
+    assert yarn_magnitude(factor) == yarn_magnitude(factor, 1.0)
+
+
+def test_the_scale_of_deepseek_2_lite():
+    """0.1147 for heads of 128 + 64 and the factor 40, as its own code computes it."""
+    mscale = yarn_magnitude(40.0, 0.707)
+    assert mscale == pytest.approx(1.2608037774)
+    assert mscale**2 / math.sqrt(192) == pytest.approx(0.1147213867, rel=1e-6)
+
+
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
+@pytest.mark.parametrize("half", [1, 4])
+def test_identity_tables_leave_heads_as_they_are(pairing, half):
+    rng = np.random.default_rng(3)
+    x = heads(rng, 5, 3, 8) * np.float32(10.0) ** rng.integers(-30, 30, (5, 3, 8))
+    x = x.astype(np.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        given_ = jnp.asarray(x, dtype)
+        found = apply(given_, *identity_tables(5, half), pairing)
+        assert found.dtype == dtype
+        assert_array_equal(found.astype(jnp.float32), given_.astype(jnp.float32))
+
+
+def test_factors_and_yarn_together():
+    """Factors divide both speeds that YaRN blends, and do not move where it blends."""
+    rope = Rope("half", 16, 10000.0, "yarn", 4.0, original_context=64)
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    at = np.array([3, 50], np.int32)
+    x = heads(np.random.default_rng(9), 2, 2, 16)
+    steps, magnitude = yarn(rope)
+    tables = tables_of(rope, jnp.asarray(at), jnp.asarray(factors))
+    expected = rotate(x, at, rope, steps / factors, magnitude)
+    assert_allclose(apply(jnp.asarray(x), *tables, "half"), expected, atol=2e-5)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

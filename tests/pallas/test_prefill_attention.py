@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from support.attention_reference import attention_reference
 
 from rfjax.ops.mask import Mask
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas import prefill_attention as module
 from rfjax.pallas.prefill_attention import Config, declines, heuristic, prefill_attention
 
@@ -23,7 +24,7 @@ TARGETS = ("cuda", "gfx9", "gfx11", "interpret")
 
 
 @functools.partial(jax.jit, static_argnames=("mask", "config"))
-def kernel(q, k, v, positions, lengths, *, mask=MASKS[0], config=SMALL):
+def kernel(q, k, v, positions, lengths, *, mask=MASKS[0], config=SMALL, terms=NO_TERMS):
     return prefill_attention(
         q,
         k,
@@ -32,6 +33,7 @@ def kernel(q, k, v, positions, lengths, *, mask=MASKS[0], config=SMALL):
         key_lengths=lengths,
         mask=mask,
         scale=0.3,
+        terms=terms,
         target="interpret",
         config=config,
     )
@@ -81,6 +83,36 @@ def test_without_a_loop_for_blocks_seen_in_full(mask):
     assert_allclose(found, attention_reference(*arrays, positions, lengths, mask, 0.3), atol=5e-6)
 
 
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
+def test_all_terms(mask):
+    """Over blocks seen in full and in part, with sinks above and below all scores."""
+    arrays = draw(11, 2, 37, (6, 2), 80, 16)
+    positions, lengths = rows((40, 3), (37, 20), 37)
+    terms = ScoreTerms(sinks=jnp.linspace(-1, 9, 6), slopes=jnp.linspace(0.01, 1, 6), softcap=1.5)
+    found = kernel(*arrays, positions, lengths, mask=mask, terms=terms)
+    expected = attention_reference(*arrays, positions, lengths, mask, 0.3, terms)
+    assert_allclose(found, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("term", ["sinks", "slopes", "softcap"])
+def test_one_term_alone(term):
+    arrays = draw(12, 1, 33, (4, 1), 49, 16)
+    positions, lengths = rows((16,), (33,), 33)
+    value = 2.5 if term == "softcap" else jnp.array([0.5, -0.5, 2.0, 40.0])
+    terms = ScoreTerms(**{term: value})
+    found = kernel(*arrays, positions, lengths, terms=terms)
+    expected = attention_reference(*arrays, positions, lengths, Mask(), 0.3, terms)
+    assert_allclose(found, expected, atol=5e-6)
+    assert np.abs(found - kernel(*arrays, positions, lengths)).max() > 0.01
+
+
+def test_a_sink_of_minus_infinity_is_none():
+    arrays = draw(13, 1, 16, (4, 2), 32, 16)
+    positions, lengths = rows((9,), (16,), 16)
+    found = kernel(*arrays, positions, lengths, terms=ScoreTerms(sinks=jnp.full(4, -jnp.inf)))
+    assert_allclose(found, kernel(*arrays, positions, lengths), atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [20, 80])
 def test_any_head_dim_and_any_number_of_keys(size):
     """Neither has to be a power of two, nor a multiple of anything."""
@@ -109,8 +141,9 @@ def test_queries_without_visible_keys_get_zeros():
     positions = np.stack([np.full(16, -1), np.arange(16), np.arange(16) + 20]).astype(np.int32)
     lengths = np.array([9, 0, 12], np.int32)
     for mask in (Mask("window", 4), Mask("chunked", 8)):
-        found = np.asarray(kernel(*arrays, positions, lengths, mask=mask))
-        assert_array_equal(found, np.zeros_like(found))
+        for terms in (NO_TERMS, ScoreTerms(sinks=jnp.ones(2))):
+            found = np.asarray(kernel(*arrays, positions, lengths, mask=mask, terms=terms))
+            assert_array_equal(found, np.zeros_like(found))
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
