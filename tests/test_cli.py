@@ -301,7 +301,10 @@ def failures(folder):
         ),
         "text encoding": (("perplexity", "{model}", "-f", folder / "latin1.txt"), "not UTF-8"),
         "chunk": (("perplexity", "{model}", "-f", folder / "short.txt", "-c", "2"), "n_ctx: got 2"),
-        "no template": (("chat", folder / "plain.gguf", "-m", "hi"), "no chat template"),
+        "no template": (
+            ("chat", folder / "plain.gguf", "-m", "hi"),
+            "name the one that the model was",
+        ),
         "no model": (("demo",), "no bundled model there"),
         "no such model": (("demo", "--model", folder / "none.gguf"), "there is no such file"),
         "no text": (("demo", "--model", folder / "plain.gguf"), "no held-out text beside"),
@@ -359,9 +362,9 @@ def conversations(open_model, tiny_llama_path, monkeypatch):
     llm = open_model(tiny_llama_path, None, StreamingEngine())
     chat = llm.chat
 
-    def recorded(messages, *rest):
+    def recorded(messages, *rest, **others):
         asked.append(messages)
-        return chat(messages, *rest)
+        return chat(messages, *rest, **others)
 
     monkeypatch.setattr(llm, "chat", recorded)
     return asked
@@ -389,6 +392,50 @@ def test_chat_answers_one_message(run, tiny_llama_path, conversations):
     assert out.endswith("\n")
     assert "cut off" in err
     assert conversations == [[{"role": "user", "content": "hi"}]]
+
+
+def test_chat_hides_reasoning_and_leaves_it_to_the_template(
+    run, tiny_llama_path, open_model, monkeypatch, tmp_path
+):
+    from rfjax.cli.preset import StreamingEngine
+    from rfjax.engine.output import StreamOutput
+
+    asked = []
+
+    def reply(messages, sampling, **arguments):
+        asked.append((messages, arguments))
+        yield StreamOutput("", [1], [0.0], None, reasoning="Hm")
+        yield StreamOutput("", [1], [0.0], None, reasoning=".")
+        yield StreamOutput("Hello", [2], [0.0], "stop")
+
+    monkeypatch.setattr(open_model(tiny_llama_path, None, StreamingEngine()), "chat", reply)
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}\n", encoding="utf-8")
+    flags = ("--reasoning", "hide", "--template", file)
+    variables = ("--template-arg", "enable_thinking=false", "--template-arg", "effort=low")
+    code, out, _ = run("chat", tiny_llama_path, *flags, *variables, "-q", stdin="hi\nmore\n")
+    assert (code, out) == (0, "Hello\nHello\n")
+    kept = {"role": "assistant", "content": "Hello", "reasoning_content": "Hm."}
+    assert asked[1][0][1] == kept
+    assert asked[0][1] == {
+        "template": "{{ messages }}\n",
+        "template_kwargs": {"enable_thinking": False, "effort": "low"},
+        "reasoning": "hide",
+    }
+
+
+def test_chat_takes_templates_by_name(run, tiny_llama_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatml").write_text("{{ raise_exception('a file') }}", encoding="utf-8")
+    args = ("chat", tiny_llama_path, "-m", "hi", "-n", "2", "-q", "--template")
+    assert run(*args, "chatml")[0] == 0
+    assert run(*args, "{{ messages[0].content }}")[0] == 0
+    code, _, err = run(*args, "chatlm")
+    assert code == 2
+    assert "no chat template is named 'chatlm'; did you mean " in err
+    code, _, err = run(*args[:-1], "--template-arg", "thinking")
+    assert code == 2
+    assert "expected a name and a value, such as enable_thinking=false" in err
 
 
 def test_chat_ends_with_a_clear_error_when_the_context_is_full(run, tiny_llama_path):

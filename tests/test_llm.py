@@ -230,11 +230,46 @@ def test_output_stops_at_the_end_of_the_context(tiny_llama_path):
 def test_chat_goes_through_the_files_template(llm):
     messages = [{"role": "user", "content": "hi"}]
     pieces = list(llm.chat(messages, GREEDY))
-    prompt = llm.tokenizer.encode(
-        "[user]hi</s>[assistant]", add_special_tokens=False, parse_special=True
-    )
+    prompt = llm.tokenizer.encode("[user]hi</s>[assistant]", parse_special=True)
+    assert prompt[0] == llm.tokenizer.bos_id  # the file asks for it, and its template has none
     whole = llm.generate([prompt], GREEDY)[0]
     assert "".join(piece.text for piece in pieces) == whole.text
+
+
+def test_chat_takes_another_template_and_ends_as_its_family_does(llm, monkeypatch):
+    asked = []
+
+    def stream(prompt, params):
+        asked.append((llm.tokenizer.decode(prompt, skip_special_tokens=False), params))
+        return iter(())
+
+    monkeypatch.setattr(llm, "stream", stream)
+    messages = [{"role": "user", "content": "hi"}]
+    mine = rfjax.SamplingParams(stop="x", stop_token_ids=(7,))
+    list(llm.chat(messages, mine, template="chatml"))
+    list(llm.chat(messages, template="llama2"))
+    list(llm.chat(messages, rfjax.SamplingParams(ignore_eos=True), template="chatml"))
+    list(llm.chat(messages, template="{{ word }}", template_kwargs={"word": "hello"}))
+    texts, params = zip(*asked, strict=True)
+    assert texts[0] == "<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert texts[1] == "<s>[INST] hi [/INST]"
+    assert texts[3] == "<s>hello"
+    assert [p.stop_strings for p in params] == [("x", "<|im_end|>"), (), (), ()]
+    assert params[0].stop_token_ids == (7,)
+
+
+def test_chat_hides_or_shows_reasoning(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    template = "{{ messages[0].content }}<think>"
+    shown = list(llm.chat(messages, GREEDY, template=template))
+    hidden = list(llm.chat(messages, GREEDY, template=template, reasoning="hide"))
+    text = "".join(piece.text for piece in shown)
+    assert text.startswith("<think>")
+    assert [piece.text for piece in hidden] == [""] * len(hidden)
+    thought = "".join(piece.reasoning for piece in hidden)
+    assert thought == text.removeprefix("<think>").strip()
+    with pytest.raises(RequestError, match="expected 'show' or 'hide'"):
+        llm.chat(messages, reasoning="mute")
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,34 @@
-"""`rfjax chat`: a conversation through the model file's own chat template."""
+"""`rfjax chat`: a conversation through the model file's own chat template, or a named one."""
 
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import decode_text
 from rfjax.cli.output import note, wait_for_first, write
+from rfjax.cli.template import find_template, template_arguments
 from rfjax.errors import ModelFormatError, RequestError
 
 if TYPE_CHECKING:
+    from rfjax.engine.output import StreamOutput
     from rfjax.engine.sampling_params import SamplingParams
     from rfjax.llm import LLM
 
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
+
+
+_CONVERSATION = "Conversation"
+
+
+class Reasoning(StrEnum):
+    """What becomes of a thinking model's reasoning."""
+
+    show = "show"
+    hide = "hide"
 
 
 def chat(
@@ -25,7 +38,36 @@ def chat(
         str | None,
         typer.Option("--message", "-m", help="Answer this one message and end."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="A system message to begin with.", rich_help_panel=_CONVERSATION),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Instead of the model file's chat template: the name of another one in it, of a "
+            "family of models (chatml, llama3, gemma, mistral-v7, ...), or a Jinja file.",
+            rich_help_panel=_CONVERSATION,
+        ),
+    ] = None,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A variable of the template, such as enable_thinking=false; values are JSON, or "
+            "else text. May be given several times.",
+            rich_help_panel=_CONVERSATION,
+            show_default=False,
+        ),
+    ] = None,
+    reasoning: Annotated[
+        Reasoning,
+        typer.Option(
+            help="Whether to show what a thinking model thinks before it answers.",
+            rich_help_panel=_CONVERSATION,
+        ),
+    ] = Reasoning.show,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -48,6 +90,7 @@ def chat(
     from rfjax.cli.preset import ChatPreset
     from rfjax.config import from_toml
 
+    arguments = template_arguments(template_arg or ())
     preset = from_toml(ChatPreset, config, options.preset_values(context))
     llm = open_model(
         model,
@@ -59,7 +102,15 @@ def chat(
         kernels=implementation.policy(),
         selfcheck=selfcheck,
     )
-    conversation = Conversation(llm, preset.sampling, system, quiet=quiet)
+    conversation = Conversation(
+        llm,
+        preset.sampling,
+        system,
+        template=find_template(template, llm.tokenizer),
+        template_kwargs=arguments,
+        reasoning=reasoning,
+        quiet=quiet,
+    )
     if message is not None:
         conversation.answer(message)
         return
@@ -78,8 +129,21 @@ def chat(
 class Conversation:
     """Messages so far. One that gets no answer is not kept."""
 
-    def __init__(self, llm: "LLM", sampling: "SamplingParams", system: str | None, *, quiet: bool):
+    def __init__(
+        self,
+        llm: "LLM",
+        sampling: "SamplingParams",
+        system: str | None,
+        *,
+        template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Reasoning = Reasoning.show,
+        quiet: bool,
+    ):
         self._llm = llm
+        self._template = template
+        self._template_kwargs = template_kwargs
+        self._reasoning = reasoning
         self._sampling = sampling
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._messages = list(self._system)
@@ -98,10 +162,16 @@ class Conversation:
             ModelFormatError: the model computes NaN.
         """
         messages = [*self._messages, {"role": "user", "content": text}]
-        answer, reason = "", None
+        answer, thoughts, reason = "", [], None
         try:
-            pieces = self._llm.chat(messages, self._sampling)
-            for piece in wait_for_first(pieces, "reading the conversation"):
+            pieces = self._llm.chat(
+                messages,
+                self._sampling,
+                template=self._template,
+                template_kwargs=self._template_kwargs,
+                reasoning=self._reasoning.value,
+            )
+            for piece in wait_for_first(_spoken(pieces, thoughts), "reading the conversation"):
                 write(piece.text)
                 answer += piece.text
                 reason = piece.finish_reason
@@ -109,10 +179,21 @@ class Conversation:
                     raise ModelFormatError(piece.error)
         finally:
             if answer:
-                self._messages = [*messages, {"role": "assistant", "content": answer}]
+                reply = {"role": "assistant", "content": answer}
+                if any(thoughts):  # the template decides whether the model sees it again
+                    reply["reasoning_content"] = "".join(thoughts)
+                self._messages = [*messages, reply]
                 write("\n")
         if reason == "length" and not self._quiet:
             note("[cut off: --max-tokens or the context is exhausted]")
+
+
+def _spoken(pieces: Iterable["StreamOutput"], thoughts: list[str]) -> Iterator["StreamOutput"]:
+    """The pieces with something to show, or the end; what is hidden in the others is listed."""
+    for piece in pieces:
+        thoughts.append(piece.reasoning)
+        if piece.text or piece.finish_reason is not None:
+            yield piece
 
 
 def _answer(conversation: Conversation, text: str, interactive: bool) -> None:

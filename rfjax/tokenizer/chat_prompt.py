@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rfjax.errors import RequestError
 from rfjax.tokenizer.reasoning import Reasoning, ThinkingTags
 
 # Where templates look for the reasoning of earlier replies, in the order of preference.
@@ -39,6 +42,29 @@ class ChatPrompt:
     def opened_text(self) -> str:
         """The end of `text` that belongs to the reply: an opening delimiter, or nothing."""
         return "" if self.opened is None else self.text[self.text.rindex(self.opened.opening) :]
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for `Tokenizer.apply_chat_template` that may come from outside.
+
+    Raises:
+      RequestError: A name is no text or is taken, or a value cannot be what its name says.
+    """
+    if not isinstance(arguments, Mapping):
+        raise RequestError(
+            f"template_kwargs: got {arguments!r}, expected a mapping of names to values"
+        )
+    for name, value in arguments.items():
+        if not isinstance(name, str) or name in ("messages", "chat_template", "self"):
+            raise RequestError(
+                f"template_kwargs: {name!r} cannot be passed to a template there; expected names "
+                "such as 'enable_thinking'"
+            )
+        if name in ("tools", "documents") and not isinstance(value, list | tuple | types.NoneType):
+            raise RequestError(f"template_kwargs: {name} is {value!r}; expected a list")
+        if name == "now" and not isinstance(value, datetime.datetime | types.NoneType):
+            raise RequestError(f"template_kwargs: now is {value!r}; expected a datetime")
+    return dict(arguments)
 
 
 def part_history(

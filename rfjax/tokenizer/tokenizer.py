@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rfjax.errors import ModelFormatError, RequestError, UnsupportedError
 from rfjax.tokenizer.bpe import BpeModel
 from rfjax.tokenizer.chat import ChatTemplates, read_templates
-from rfjax.tokenizer.chat_prompt import ChatPrompt, part_history
+from rfjax.tokenizer.chat_prompt import ChatPrompt, check_arguments, part_history
 from rfjax.tokenizer.decoding import Pieces, StreamDecoder, checked
 from rfjax.tokenizer.partition import Partition
 from rfjax.tokenizer.reasoning import find_reasoning
@@ -309,7 +309,7 @@ class Tokenizer:
         Raises:
           RequestError, ModelFormatError: As `apply_chat_template`.
         """
-        arguments = dict(template_kwargs or {})
+        arguments = check_arguments(template_kwargs or {})
         source = self._templates.source(template, tools=bool(arguments.get("tools")))
         reasoning = find_reasoning(source, self._vocabulary.ids)
         if not isinstance(messages, str | Mapping) and isinstance(messages, Sequence):

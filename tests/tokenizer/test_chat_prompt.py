@@ -52,6 +52,20 @@ class TestTokens:
             with pytest.raises(RequestError, match="message"):
                 make(bpe_metadata).chat_prompt(bad)
 
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"messages": []}, "'messages' cannot be passed"),
+            ({1: 2}, "1 cannot be passed"),
+            ({"tools": "f"}, "tools is 'f'; expected a list"),
+            ({"now": "today"}, "now is 'today'; expected a datetime"),
+            ("enable_thinking", "expected a mapping"),
+        ],
+    )
+    def test_bad_arguments(self, bpe_metadata, kwargs, message):
+        with pytest.raises(RequestError, match=message):
+            make(bpe_metadata).chat_prompt([USER], template_kwargs=kwargs)
+
 
 class TestStops:
     def test_the_files_template_has_the_files_ends(self, bpe_metadata):
