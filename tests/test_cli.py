@@ -435,7 +435,8 @@ def test_chat_takes_templates_by_name(run, tiny_llama_path, tmp_path, monkeypatc
     assert "no chat template is named 'chatlm'; did you mean " in err
     code, _, err = run(*args[:-1], "--template-arg", "thinking")
     assert code == 2
-    assert "expected a name and a value, such as enable_thinking=false" in err
+    assert "--template-arg" in err
+    assert "thinking=false" in err
 
 
 def test_chat_ends_with_a_clear_error_when_the_context_is_full(run, tiny_llama_path):
