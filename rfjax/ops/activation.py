@@ -25,12 +25,12 @@ def _gelu(x: Array) -> Array:
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
     """
-    z = jnp.float32(math.sqrt(2 / math.pi)) * x * (1.0 + jnp.float32(0.044715) * x * x)
+    z = math.sqrt(2 / math.pi) * x * (1.0 + 0.044715 * x * x)
     return x * jax.nn.sigmoid(2.0 * z)
 
 
 def _gelu_erf(x: Array) -> Array:
-    return 0.5 * x * jax.lax.erfc(jnp.float32(-math.sqrt(0.5)) * x)
+    return 0.5 * x * jax.lax.erfc(-math.sqrt(0.5) * x)
 
 
 def _relu(x: Array) -> Array:
@@ -64,7 +64,7 @@ def _swiglu_oai(gate: Array, up: Array) -> Array:
     """SwiGLU of limited numbers, with 1 added beside the gate. Source: OpenAI's gpt-oss."""
     gate = jnp.minimum(gate, _OAI_LIMIT)
     up = jnp.minimum(jnp.maximum(up, -_OAI_LIMIT), _OAI_LIMIT)
-    return gate * jax.nn.sigmoid(jnp.float32(_OAI_SLOPE) * gate) * (up + 1.0)
+    return gate * jax.nn.sigmoid(_OAI_SLOPE * gate) * (up + 1.0)
 
 
 GATES: Mapping[str, Gate] = MappingProxyType(

@@ -171,21 +171,31 @@ def _plain_matvec() -> Iterator[KernelCase]:
 def _grouped_matvec() -> Iterator[KernelCase]:
     """The experts of a model like qwen3 30B: 8 of 128, 768 wide."""
 
-    def case(label: str, x, stacks, **options):
-        def function(x, stacks, experts):
+    def case(label: str, x, stacks, biases=None, *, gate=None):
+        def function(x, stacks, biases, experts):
             return grouped_matvec(
-                x, stacks, experts, out_dtype=jnp.bfloat16, target=current_target(), **options
+                x,
+                stacks,
+                experts,
+                biases=biases,
+                gated=None if gate is None else GATES[gate],
+                out_dtype=jnp.bfloat16,
+                target=current_target(),
             )
 
-        args = (x, stacks, _array(8, dtype=jnp.int32))
+        args = (x, stacks, biases, _array(8, dtype=jnp.int32))
         return KernelCase(f"grouped_matvec {label}", function, args, "decode")
 
     one = jax.eval_shape(pack_activations_reference, _array(1, 2048))
     eight = jax.eval_shape(pack_activations_reference, _array(8, 768))
     up, down = _packed(GGMLType.Q4_K, 128, 768, 2048), _packed(GGMLType.Q6_K, 128, 2048, 768)
     plain = _array(128, 768, 2048)
-    both = case("Q4_K as gate and up", one, [up, up], gated=GATES["silu"])
-    yield from _on(("gfx942",), [both])
+    both = case("Q4_K as gate and up", one, [up, up], gate="silu")
+    # Those of gpt-oss.
+    oss, bias = _packed(GGMLType.MXFP4, 32, 2880, 2880), _array(32, 2880, dtype=jnp.float32)
+    wide = jax.eval_shape(pack_activations_reference, _array(1, 2880))
+    biased = case("MXFP4 as gate and up, biased", wide, [oss, oss], [bias, bias], gate="swiglu_oai")
+    yield from _on(("gfx942",), [both, biased])
     yield from _on(
         ONE_OF_EACH, [case("Q6_K", eight, [down]), case("BF16", _array(1, 2048), [plain])]
     )
@@ -246,8 +256,10 @@ def _prefill_attention() -> Iterator[KernelCase]:
     def case(label, batch, length, heads, capacity, head_dim, **options):
         dtype = options.pop("dtype", jnp.bfloat16)
         n_heads, n_kv = heads
+        terms = options.pop("terms", ())
+        softcap = options.pop("softcap", 0.0)
 
-        def function(q, k, v, positions, lengths):
+        def function(q, k, v, positions, lengths, logits):
             return prefill_attention(
                 q,
                 k,
@@ -255,6 +267,7 @@ def _prefill_attention() -> Iterator[KernelCase]:
                 query_positions=positions,
                 key_lengths=lengths,
                 scale=head_dim**-0.5,
+                terms=ScoreTerms(**dict.fromkeys(terms, logits), softcap=softcap),
                 target=current_target(),
                 **{"mask": Mask(), **options},
             )
@@ -265,20 +278,26 @@ def _prefill_attention() -> Iterator[KernelCase]:
             _array(batch, n_kv, head_dim, capacity, dtype=dtype),
             _array(batch, length, dtype=jnp.int32),
             _array(batch, dtype=jnp.int32),
+            _array(n_heads, dtype=jnp.float32),
         )
         return KernelCase(f"prefill_attention {label}", function, args, "prefill")
 
+    window = Mask("window", 1024)
     yield case("llama 8B, 512 of 4096", 1, 512, (32, 8), 4096, 128)
     smaller = [
         case("16 queries", 4, 16, (32, 8), 512, 128),
         case("head dim 64", 1, 512, (32, 8), 4096, 64),
+        case("head dim 64, window, sinks", 1, 512, (64, 8), 512, 64, mask=window, terms=("sinks",)),
     ]
     yield from _on(("gfx942",), smaller)
     others = [
         case("head dim 80", 1, 512, (32, 32), 4096, 80),
-        case("head dim 256, window", 1, 512, (8, 4), 4096, 256, mask=Mask("window", 1024)),
+        case("head dim 256, window", 1, 512, (8, 4), 4096, 256, mask=window),
+        case("head dim 256, window, softcap", 1, 512, (8, 4), 512, 256, mask=window, softcap=50.0),
     ]
     yield from _on(ONE_OF_EACH, others)
+    alibi = case("ALiBi", 1, 512, (32, 32), 512, 128, terms=("slopes",))
+    yield from _on(("gfx1100",), [alibi])
     # Only the matrix units of these multiply f32 in full precision.
     precise = case("f32", 1, 512, (32, 8), 4096, 128, dtype=jnp.float32)
     cdna = tuple(arch for arch in TARGETS if arch.startswith("gfx9"))
