@@ -17,6 +17,7 @@ type_k
 type_v
 jsonl  # values of flags
 xla
+hide
 dir  # triton reads it of its settings
 jaxlib  # a field of what a self-check holds for, read with all others
 teardown  # hypothesis calls it of a state machine

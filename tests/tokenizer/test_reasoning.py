@@ -53,10 +53,7 @@ REPLIES = {  # style: reply, reasoning, answer
     "harmony, cut in reasoning": (HARMONY, "<|channel|>analysis<|message|>Say <|e", "Say <|e", ""),
     "harmony, twice": (
         HARMONY,
-        THOUGHT
-        + THOUGHT
-        + "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant"
-        + FINAL,
+        THOUGHT + THOUGHT + ASIDE + FINAL,
         "Say hi.\n\nSay hi.",
         "Wait.\n\nHi!",
     ),
