@@ -1,7 +1,7 @@
 """Which programs a runner calls, by the sizes of what it calls them with."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -184,12 +184,17 @@ class StepPrograms:
     def _program(self, name: str, step: Any, *arguments: Any, **static: Any) -> Program:
         default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
-        def compile() -> None:
+        def trace() -> Callable[[], object]:
             # A default set for the asking thread holds for all of them.
-            with jax.default_device(default), device_memory():
-                step.lower(*arguments, **static).compile()
+            with jax.default_device(default):
+                lowered = step.lower(*arguments, **static)
+            return lambda: compiled(lowered)
 
-        return Program(name, compile)
+        def compiled(lowered: Any) -> object:
+            with device_memory():  # which XLA takes to time what it may choose
+                return lowered.compile()
+
+        return Program(name, trace)
 
 
 def shapes_of(tree: Any) -> Any:

@@ -1,11 +1,14 @@
 """Programs compiled before they are needed, many at a time. No JAX.
 
-XLA compiles without holding Python's lock, so threads compile side by side; tracing takes turns.
+XLA compiles without holding Python's lock, so threads compile side by side. Tracing holds it: where
+all trace at once, all are through at the end only, so they take turns, and the first one is with
+XLA while the next is traced.
 """
 
 import concurrent.futures
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -21,12 +24,12 @@ class Program:
 
     Attributes:
         name: of the step and its sizes, by which it is known; no other of its device has it.
-        compile: compile it, such that its first call finds it compiled; from any thread. Raises
-            what that call would raise.
+        trace: trace and lower it, and return what compiles it, such that its first call finds it
+            compiled; both from any thread. Both raise what that call would raise.
     """
 
     name: str
-    compile: Callable[[], object]
+    trace: Callable[[], Callable[[], object]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,8 @@ class CompiledProgram:
 
     Attributes:
         name: as of `Program`.
-        seconds: it took, waiting for other threads' tracing included; next to nothing where it was
-            compiled before.
+        seconds: it took, waiting for its turn left out; next to nothing where it was compiled
+            before.
     """
 
     name: str
@@ -76,9 +79,9 @@ def compile_all(programs: Sequence[Program], *, threads: int | None = None) -> W
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads: got {threads!r}, expected an integer of at least 1, or None")
     start = time.perf_counter()
-    pool = compiling_pool(threads or n_processors())
+    pool, turn = compiling_pool(threads or n_processors()), threading.Lock()
     try:
-        begun = [pool.submit(_timed, program) for program in programs]
+        begun = [pool.submit(_compiled, program, turn) for program in programs]
         for ended in concurrent.futures.as_completed(begun):
             ended.result()
     finally:
@@ -96,10 +99,10 @@ class UnderWay:
 
     def begin(self, programs: Mapping[Hashable, Program]) -> None:
         """Begin to compile all of them at once."""
-        pool = compiling_pool(len(programs))
+        pool, turn = compiling_pool(len(programs)), threading.Lock()
         try:
             for key, program in programs.items():
-                self._under_way[key] = pool.submit(_timed, program)
+                self._under_way[key] = pool.submit(_compiled, program, turn)
         except RuntimeError as error:  # the interpreter is ending
             logger.debug("nothing is compiled ahead: %s", error)
         finally:
@@ -115,9 +118,11 @@ class UnderWay:
             concurrent.futures.wait([compiling])
 
 
-def _timed(program: Program) -> CompiledProgram:
-    start = time.perf_counter()
-    program.compile()
+def _compiled(program: Program, turn: threading.Lock) -> CompiledProgram:
+    with turn:
+        start = time.perf_counter()
+        compile = program.trace()
+    compile()
     done = CompiledProgram(program.name, time.perf_counter() - start)
     logger.debug("%s: compiled in %.2f s", done.name, done.seconds)
     return done

@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import logging
-import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxlib.mlir.ir import MLIRError
 
+from rfjax.compile_threads import compiling_pool, n_processors
 from rfjax.errors import CapacityError, UnsupportedError
 from rfjax.pallas.target import default_device
 from rfjax.selfcheck.case import CheckCase, Trial
@@ -84,6 +85,8 @@ def run_checks(
 
     Raises:
         CapacityError: the device's memory is used up.
+        KeyboardInterrupt: at once while cases are compiled. No other is begun then, and the process
+            does not end before those are compiled that were begun.
     """
     start = time.perf_counter()
     entropy = np.random.SeedSequence(seed)
@@ -94,16 +97,19 @@ def run_checks(
     def compile_case(case: CheckCase, rng: np.random.Generator) -> tuple[Any, Trial]:
         with jax.default_device(device), watch(case):
             trial = case.make(rng)
-            return jax.jit(trial.function).lower(*trial.arguments).compile(), trial
+            with turn:
+                lowered = jax.jit(trial.function).lower(*trial.arguments)
+            return lowered.compile(), trial
 
-    pool = concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() or 1))
+    # Tracing holds Python's lock: in turns, so that the first is compiled while others are traced.
+    pool, turn = compiling_pool(n_processors()), threading.Lock()
     try:
         prepared = [
             pool.submit(compile_case, *pair) for pair in zip(cases, generators, strict=True)
         ]
         concurrent.futures.wait(prepared)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     logger.info("compiled in %.1f s", time.perf_counter() - start)
     for case in cases:
         with watch(case):

@@ -306,3 +306,28 @@ def test_every_case_has_a_key_of_its_own():
     cases = all_cases("bfloat16")
     assert len({case.key for case in cases}) == len(cases)
     assert {f"quantized_matvec:{type.name}" for type in LAYOUTS} <= {case.kernel for case in cases}
+
+
+_INTERRUPTED = """
+import _thread, atexit, time
+from rfjax.selfcheck.case import CheckCase
+from rfjax.selfcheck.checker import run_checks
+
+begun = []
+def make(rng):
+    begun.append(1)
+    _thread.interrupt_main()
+    time.sleep(0.3)
+    raise LookupError("nothing to try")
+try:
+    list(run_checks([CheckCase("a", str(i), 1.0, make) for i in range(400)]))
+except KeyboardInterrupt:
+    atexit.register(lambda: print(len(begun)))  # once all threads have ended
+"""
+
+
+def test_after_an_interrupt_no_case_is_begun():
+    command = [sys.executable, "-c", _INTERRUPTED]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert 1 <= int(run.stdout) < 400
