@@ -14,7 +14,7 @@ import rfjax.cli.demo
 import rfjax.cli.model
 import rfjax.config
 from rfjax.cli.app import app
-from rfjax.errors import ConfigError
+from rfjax.errors import ConfigError, RequestError
 from rfjax.ops.dispatch import OPS, KernelPolicy
 
 pytestmark = pytest.mark.quick_compile
@@ -437,6 +437,19 @@ def test_chat_takes_templates_by_name(run, tiny_llama_path, tmp_path, monkeypatc
     assert code == 2
     assert "--template-arg" in err
     assert "thinking=false" in err
+
+
+def test_chat_knows_before_a_message_is_typed_that_none_would_be_answered(
+    open_model, tiny_llama_path
+):
+    from rfjax.cli.chat import Conversation
+
+    llm, params = open_model(tiny_llama_path, None), rfjax.SamplingParams()
+    Conversation(llm, params, "be brief", quiet=True).check()
+    refusal = "{{ raise_exception('never') }}"
+    for template, message in (("gema", "did you mean"), (refusal, "never")):
+        with pytest.raises(RequestError, match=message):
+            Conversation(llm, params, None, template=template, quiet=True).check()
 
 
 def test_chat_ends_with_a_clear_error_when_the_context_is_full(run, tiny_llama_path):

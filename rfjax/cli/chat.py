@@ -115,8 +115,10 @@ def chat(
         conversation.answer(message)
         return
     interactive = sys.stdin.isatty()
-    if interactive and not quiet:
-        note(_HELP)
+    if interactive:
+        conversation.check()
+        if not quiet:
+            note(_HELP)
     for line in _typed() if interactive else _piped():
         if line == "/exit":
             return
@@ -153,6 +155,14 @@ class Conversation:
         """Forget everything but the system message."""
         self._messages = list(self._system)
 
+    def check(self) -> None:
+        """Refuse what no message would mend, such as a missing template, before one is typed.
+
+        Raises:
+            RequestError: as `answer`.
+        """
+        self._ask([*self._system, {"role": "user", "content": "Hello"}])
+
     def answer(self, text: str) -> None:
         """Print the model's answer as it comes, and keep both; an interrupted one is kept too.
 
@@ -164,13 +174,7 @@ class Conversation:
         messages = [*self._messages, {"role": "user", "content": text}]
         answer, thoughts, reason = "", [], None
         try:
-            pieces = self._llm.chat(
-                messages,
-                self._sampling,
-                template=self._template,
-                template_kwargs=self._template_kwargs,
-                reasoning=self._reasoning.value,
-            )
+            pieces = self._ask(messages)
             for piece in wait_for_first(_spoken(pieces, thoughts), "reading the conversation"):
                 write(piece.text)
                 answer += piece.text
@@ -186,6 +190,16 @@ class Conversation:
                 write("\n")
         if reason == "length" and not self._quiet:
             note("[cut off: --max-tokens or the context is exhausted]")
+
+    def _ask(self, messages: list[dict[str, str]]) -> Iterator["StreamOutput"]:
+        """The model's reply: rendered and checked now, generated when the pieces are asked for."""
+        return self._llm.chat(
+            messages,
+            self._sampling,
+            template=self._template,
+            template_kwargs=self._template_kwargs,
+            reasoning=self._reasoning.value,
+        )
 
 
 def _spoken(pieces: Iterable["StreamOutput"], thoughts: list[str]) -> Iterator["StreamOutput"]:
