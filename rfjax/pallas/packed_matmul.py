@@ -42,8 +42,14 @@ _LEAST_COLUMNS = 4
 _PROGRAMS = 256
 """About as many as keep a GPU busy: where tiles are fewer, K is split."""
 
+_SMALL_PROGRAMS = 512
+"""The same of programs of two warps, for up to 16 rows of activations."""
+
 _LARGE_PROGRAMS = 128
 """The same of programs for 128 rows of activations and more, of which a processor holds one."""
+
+_MANY_ROWS = 16384
+"""Weight rows from which tiles of twice as many are faster."""
 
 _GATED_TOKENS = 64
 """Rows of activations of a program up to which it applies the gate: with more, two sums leave too
@@ -87,18 +93,13 @@ def heuristic(n: int, k: int, m: int, target: Target = "cuda") -> Config:
     tokens = min(most, max(_SMALLEST, pl.next_power_of_2(m)))
     few = target == "cuda" and tokens <= 32
     rows = 64 if target == "gfx11" else 128  # operands take twice the registers there
-    if few and n < 16384:
+    if few and n < _MANY_ROWS:
         rows = 64
     while rows > max(n, _SMALLEST):
         rows //= 2
     columns = 2 * _LEAST_COLUMNS if few else _LEAST_COLUMNS
-    n_groups = groups_per_column(k)
-    steps = pl.cdiv(k // (GROUP * n_groups), columns) * n_groups
-    programs = pl.cdiv(n, rows) * pl.cdiv(m, tokens)
-    most = _LARGE_PROGRAMS if tokens >= 128 else _PROGRAMS
-    splits = 1
-    while 2 * splits * programs <= most and 16 * splits <= steps:
-        splits *= 2
+    programs = _LARGE_PROGRAMS if tokens >= 128 else _PROGRAMS
+    splits = _splits(n, k, m, (rows, tokens, columns), programs)
     warps = 8 if tokens == 256 or target == "gfx11" else 4
     return Config(rows, tokens, columns, 1, splits, warps, 2 if target == "cuda" else 1)
 
@@ -130,6 +131,8 @@ def _chosen(
 ) -> Config:
     """The heuristic's configuration for what a program holds of these weights."""
     config = heuristic(*shape, target)
+    if target == "cuda" and config.tokens == _SMALLEST:
+        return _fitting(_of_few_tokens(shape, weights, gated), together, weights, 1 + gated)
     both = gated and config.tokens <= _GATED_TOKENS  # a program computes tiles of both
     if both:
         config = dataclasses.replace(
@@ -151,6 +154,37 @@ def _chosen(
     if target == "gfx9" and wide:  # steps ahead would not fit into 64 KiB of local memory
         return dataclasses.replace(config, ahead=0)
     return config
+
+
+def _of_few_tokens(shape: tuple[int, int, int], weights: Sequence[QTensor], gated: bool) -> Config:
+    """On NVIDIA GPUs, for rows of activations that fill one operand of the least size at most.
+
+    There the time is that of unpacking, a chain of dependent steps: many small programs overlap
+    theirs, on an H200 1.2 to 1.8 times as fast as few large ones. Two groups of a super-block at
+    once share the loads of its scales.
+    """
+    n, k, m = shape
+    nested = any(BLOCK_SIZES[weight.type][0] > GROUP for weight in weights)
+    rows = 32 if nested or gated or n < _MANY_ROWS else 64
+    while rows > max(n, _SMALLEST):
+        rows //= 2
+    # With loads of two planes a step more under way helps, with those of one it costs more.
+    ahead = 2 if not nested or all(LAYOUTS[weight.type].high for weight in weights) else 1
+    columns = 2 * _LEAST_COLUMNS
+    splits = _splits(n, k, m, (rows, _SMALLEST, columns), _SMALL_PROGRAMS)
+    return Config(rows, _SMALLEST, columns, 1 + nested, splits, 2, ahead)
+
+
+def _splits(n: int, k: int, m: int, tile: tuple[int, int, int], programs: int) -> int:
+    """Shares of K that make up to this many programs of tiles of rows, tokens and columns."""
+    rows, tokens, columns = tile
+    n_groups = groups_per_column(k)
+    steps = pl.cdiv(k // (GROUP * n_groups), columns) * n_groups
+    tiles = pl.cdiv(n, rows) * pl.cdiv(m, tokens)
+    splits = 1
+    while 2 * splits * tiles <= programs and 16 * splits <= steps:
+        splits *= 2
+    return splits
 
 
 def _fitting(config: Config, groups: int, weights: Sequence[QTensor], n_results: int) -> Config:
