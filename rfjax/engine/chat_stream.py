@@ -28,26 +28,44 @@ def chat_stream(
     prompt: ChatPrompt,
     mode: ReasoningMode,
 ) -> Iterator[StreamOutput]:
-    """The same pieces, as many and with the same tokens, with other texts.
+    """The pieces of a reply as a `ReplyReader` reads them; leaving them early ends `pieces` too."""
+    reader = ReplyReader(tokenizer, prompt, mode)
+    for piece in pieces:
+        yield reader.read(piece)
+
+
+class ReplyReader:
+    """Reads the pieces of a reply, of one sample or of several in turns, as they come.
 
     Args:
-        pieces: of the reply to `prompt`, of one sample or of several in turns.
         tokenizer: that made the prompt.
         prompt: says how the reply is parted.
         mode: "show" leaves all text and the delimiters of the reasoning in it, also where they
             are control tokens or stand at the end of the prompt. "hide" leaves the answer, and
             puts the reasoning, without its delimiters, in `StreamOutput.reasoning`.
+
+    Raises:
+        RequestError: another mode.
     """
-    marks = {}
-    for text in prompt.reasoning.marks:
-        token = tokenizer.piece_to_id(text)
-        if token is not None and not tokenizer.decode([token]):
-            marks[token] = text
-    samples: dict[int, _Sample] = {}
-    for piece in pieces:
-        if piece.sample not in samples:
-            samples[piece.sample] = _Sample(tokenizer, prompt, marks, mode)
-        yield samples[piece.sample].read(piece)
+
+    def __init__(self, tokenizer: Tokenizer, prompt: ChatPrompt, mode: ReasoningMode):
+        check_reasoning(mode)
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._mode: ReasoningMode = mode
+        self._marks = {}
+        for text in prompt.reasoning.marks:
+            token = tokenizer.piece_to_id(text)
+            if token is not None and not tokenizer.decode([token]):
+                self._marks[token] = text
+        self._samples: dict[int, _Sample] = {}
+
+    def read(self, piece: StreamOutput) -> StreamOutput:
+        """The same piece with another text."""
+        if piece.sample not in self._samples:
+            sample = _Sample(self._tokenizer, self._prompt, self._marks, self._mode)
+            self._samples[piece.sample] = sample
+        return self._samples[piece.sample].read(piece)
 
 
 class _Sample:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rfjax.engine.chat_stream import chat_stream, check_reasoning
+from rfjax.engine.chat_stream import ReplyReader, chat_stream, check_reasoning
 from rfjax.engine.output import StreamOutput
 from rfjax.errors import RequestError
 from rfjax.tokenizer.tokenizer import Tokenizer
@@ -107,6 +107,23 @@ def test_samples_are_read_apart(tokenizer):
     assert "".join(piece.text for piece in found if piece.sample == 1) == "cdefg"
 
 
-def test_other_modes_are_refused():
+def test_leaving_early_ends_the_reply(tokenizer):
+    ended = []
+
+    def pieces():
+        try:
+            yield from pieces_of(tokenizer, "abc")
+        finally:
+            ended.append(True)
+
+    stream = chat_stream(pieces(), tokenizer, tokenizer.chat_prompt([USER]), "hide")
+    assert next(stream).text == "a"
+    stream.close()
+    assert ended
+
+
+def test_other_modes_are_refused(tokenizer):
+    with pytest.raises(RequestError, match="expected 'show' or 'hide'"):
+        ReplyReader(tokenizer, tokenizer.chat_prompt([USER]), "mute")
     with pytest.raises(RequestError, match="got 'mute', expected 'show' or 'hide'"):
         check_reasoning("mute")
