@@ -25,7 +25,9 @@ def _gelu(x: Array) -> Array:
 
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
     """
-    z = math.sqrt(2 / math.pi) * x * (1.0 + 0.044715 * x * x)
+    # The maximum changes nothing; XLA would fuse product and sum for some shapes only.
+    cubic = jnp.maximum(0.044715 * x * x, 0.0)
+    z = math.sqrt(2 / math.pi) * x * (1.0 + cubic)
     return x * jax.nn.sigmoid(2.0 * z)
 
 

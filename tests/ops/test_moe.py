@@ -371,6 +371,35 @@ def test_the_gradient_equals_the_dense_one():
         assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("gating", GATINGS)
+def test_the_gradient_of_every_gating(gating):
+    """Whether experts are chosen by more than the logits or not, only the weights have one."""
+    rng = np.random.default_rng(17)
+    logits = jnp.asarray(rng.standard_normal((5, 8), np.float32))
+    towards = jnp.asarray(rng.standard_normal((5, 3), np.float32))
+    how = {"selection_bias": jnp.linspace(-1, 1, 8), "n_groups": 4, "n_groups_used": 2}
+
+    def routed(logits):
+        options = {"normalize": gating == "sigmoid", "scale": 2.0, "gating": gating, **how}
+        weights, chosen = route(logits, 3, **options)
+        return jnp.sum(weights * towards), chosen
+
+    def reference(logits, chosen):
+        picked = jnp.take_along_axis(logits, chosen, axis=1)
+        if gating == "sigmoid":
+            weights = jax.nn.sigmoid(picked)
+            weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+        elif gating == "softmax":
+            weights = jnp.take_along_axis(jax.nn.softmax(logits), chosen, axis=1)
+        else:
+            weights = jax.nn.softmax(picked)
+        return jnp.sum(2.0 * weights * towards)
+
+    found, chosen = jax.jit(jax.grad(routed, has_aux=True))(logits)
+    expected = jax.jit(jax.grad(reference))(logits, chosen)
+    assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def packed(type, *shape, seed):
     """A stack `[E, N, K]` of random blocks with small scales."""
     elements, size = BLOCK_SIZES[type]
