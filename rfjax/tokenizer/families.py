@@ -19,7 +19,8 @@ class Family:
 
     Attributes:
       source: Jinja source.
-      end: Text that ends an assistant's turn; empty where nothing does.
+      end: Text that ends an assistant's turn; empty where the template shows none, so that only
+        the model's own end tokens do.
     """
 
     source: str
@@ -201,9 +202,7 @@ def _named() -> dict[str, Family]:
             "<|im_end|>",
             "<|im_start|>assistant<|im_sep|>",
         ),
-        "falcon3": Family(
-            _turns("<|" + _ROLE + "|>\n" + _TEXT + "\n", "<|assistant|>\n"), "<|endoftext|>"
-        ),
+        "falcon3": Family(_turns("<|" + _ROLE + "|>\n" + _TEXT + "\n", "<|assistant|>\n"), ""),
         "zephyr": _plain("<|" + _ROLE + "|>\n", _TEXT, "<|endoftext|>\n", "<|assistant|>\n"),
         "monarch": Family(
             _turns(
@@ -261,7 +260,7 @@ def _named() -> dict[str, Family]:
             ),
             "<｜end▁of▁sentence｜>",
         ),
-        "deepseek-ocr": Family(_turns(_TEXT), "<｜end▁of▁sentence｜>"),
+        "deepseek-ocr": Family(_turns(_TEXT), ""),
         "command-r": Family(
             _turns(
                 _by_role(
@@ -293,7 +292,7 @@ def _named() -> dict[str, Family]:
         ),
         "glmedge": Family(_turns("<|" + _ROLE + "|>\n" + _TEXT, "<|assistant|>"), "<|user|>"),
         "minicpm": Family(
-            _turns(_by_role(("user", "<用户>" + _TRIMMED + "<AI>"), otherwise=_TRIMMED)), "</s>"
+            _turns(_by_role(("user", "<用户>" + _TRIMMED + "<AI>"), otherwise=_TRIMMED)), ""
         ),
         "exaone3": Family(_exaone(tool=False), "[|endofturn|]"),
         "exaone4": Family(_exaone(tool=True), "[|endofturn|]"),
@@ -361,8 +360,8 @@ def _named() -> dict[str, Family]:
             ),
             "\n\n",
         ),
-        "bailing": Family(_bailing(""), "<|endoftext|>"),
-        "bailing-think": Family(_bailing("", "<think>"), "<|endoftext|>"),
+        "bailing": Family(_bailing(""), ""),
+        "bailing-think": Family(_bailing("", "<think>"), ""),
         "bailing2": Family(
             _bailing(
                 "<|role_end|>",
@@ -416,7 +415,7 @@ def _named() -> dict[str, Family]:
                 ),
                 before="<｜hy_begin▁of▁sentence｜>",
             ),
-            "<｜hy_place▁holder▁no▁2｜>",
+            "",
         ),
         "gpt-oss": Family(
             _turns(

@@ -11,9 +11,9 @@ from rfjax.tokenizer.families import FAMILIES
 GOLDENS = json.loads(
     (pathlib.Path(__file__).parent / "goldens" / "families.json").read_text(encoding="utf-8")
 )
-UNMARKED = {  # where the prompt for the answer has the text that ends it, or nothing has
-    *("bailing", "bailing-think", "chatglm3", "chatglm4", "deepseek-ocr", "falcon3", "glmedge"),
-    *("hunyuan-vl", "minicpm"),
+ENDED_BY_THE_NEXT_TURN = {"chatglm3", "chatglm4", "glmedge"}
+WITHOUT_END = {
+    *("bailing", "bailing-think", "deepseek-ocr", "falcon3", "hunyuan-vl", "minicpm"),
 }
 
 
@@ -38,7 +38,7 @@ def test_a_family_renders_as_in_llama_cpp(name):
         assert render(name, conversation) == expected
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - UNMARKED))
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - WITHOUT_END - ENDED_BY_THE_NEXT_TURN))
 def test_an_answer_ends_with_the_familys_end(name):
     conversation = {
         "messages": [
@@ -51,3 +51,14 @@ def test_an_answer_ends_with_the_familys_end(name):
     end = FAMILIES[name].end
     assert end
     assert rest.startswith((end, f"\n{end}"))
+
+
+@pytest.mark.parametrize("name", sorted(ENDED_BY_THE_NEXT_TURN))
+def test_an_answer_ends_with_the_next_turn(name):
+    messages = [{"role": role, "content": role.upper()} for role in ("user", "assistant", "user")]
+    text = render(name, {"messages": messages, "add_generation_prompt": False})
+    assert text.partition("ASSISTANT")[2].startswith(FAMILIES[name].end)
+
+
+def test_the_families_without_an_end():
+    assert {name for name, family in FAMILIES.items() if not family.end} == WITHOUT_END
