@@ -143,3 +143,26 @@ def test_what_is_chosen_fits_into_shared_memory(type, room, monkeypatch):
             assert config.rows >= 16 and config.tokens >= 16
             if n_results == 2:
                 assert config.rows <= 64
+
+
+def abstract(type: GGMLType, n: int, k: int):
+    block, size = BLOCK_SIZES[type]
+    raw = jax.ShapeDtypeStruct((n, k // block, size), jnp.uint8)
+    return jax.eval_shape(lambda raw: pack(raw, type), raw)
+
+
+def test_few_rows_are_cut_into_many_small_programs_on_nvidia(monkeypatch):
+    monkeypatch.setattr(module, "shared_memory", lambda target: 227 << 10)
+
+    def chosen(type, n, k, m, count=1):
+        weights = [abstract(type, n, k)] * count
+        return module._chosen((n, k, m), weights, 1, count == 2, "cuda")
+
+    for m in (5, 16):
+        assert chosen(GGMLType.Q4_0, 28672, 4096, m) == Config(64, 16, 8, 1, 1, 2, 2)
+        assert chosen(GGMLType.Q4_K, 28672, 4096, m) == Config(32, 16, 8, 2, 1, 2, 1)
+        assert chosen(GGMLType.Q6_K, 28672, 4096, m) == Config(32, 16, 8, 2, 1, 2, 2)
+        assert chosen(GGMLType.Q4_K, 14336, 4096, m, count=2) == Config(32, 16, 8, 2, 1, 2, 1)
+        assert chosen(GGMLType.Q4_0, 4096, 14336, m).splits == 4
+    assert chosen(GGMLType.Q4_K, 5, 256, 8).rows == 16
+    assert chosen(GGMLType.Q4_K, 28672, 4096, 17).warps == 4
