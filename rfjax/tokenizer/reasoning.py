@@ -255,7 +255,10 @@ class _HarmonySplitter:
         return parts
 
     def _begin(self) -> bool:
-        """Whether a header comes first is decided; these stages say whether another follows."""
+        """Looks for a header before a message; what has none is answer.
+
+        Returns, as every stage does, whether another stage goes on.
+        """
         text = self._held.lstrip()
         openings = ("<|channel|>", "<|message|>", "<|start|>", "to=")
         if text.startswith(openings):
@@ -263,6 +266,7 @@ class _HarmonySplitter:
         elif any(opening.startswith(text) for opening in openings):
             return False
         else:
+            self._reasons, self._gap[1] = False, True
             self._stage = self._body
         return True
 
@@ -289,7 +293,7 @@ class _HarmonySplitter:
         self._emit(self._held[: found.start()])
         ended = found.group() == "<|end|>"  # the other two begin the next header
         self._held = self._held[found.end() if ended else found.start() :]
-        self._stage = self._header
+        self._stage = self._begin
         return True
 
     def _emit(self, text: str) -> None:

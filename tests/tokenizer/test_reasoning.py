@@ -63,6 +63,12 @@ REPLIES = {  # style: reply, reasoning, answer
         "a",
         "Hi!",
     ),
+    "harmony, a message without a header": (
+        HARMONY,
+        "<|channel|>analysis<|message|>a<|end|>Hi!<|end|>",
+        "a",
+        "Hi!",
+    ),
     "harmony, call": (HARMONY, THOUGHT + CALL, "Say hi.", "<|start|>assistant" + CALL),
     "harmony, call without a start": (
         HARMONY,
