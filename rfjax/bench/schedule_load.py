@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rfjax.bench.schedule_case import ScheduleCase
 from rfjax.engine.burst_result import BurstResult, RowResult
@@ -21,6 +21,7 @@ from rfjax.engine.sampling_params import SamplingParams
 from rfjax.engine.scheduler import Event, Received, Submit, Tick, transition
 from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.engine.scheduler_state import initial_state
+from rfjax.engine.warm_up import Program
 
 GROWTH = 1024
 """Tokens that sequences make before all goes back to where the clock started."""
@@ -237,6 +238,12 @@ class _Device:
 
     def reset(self) -> None:
         """Nothing is ever lost here."""
+
+    def programs(
+        self, requests: Sequence[Request], *, sequences: int, prompt_tokens: int
+    ) -> tuple[Program, ...]:
+        """None: nothing is compiled."""
+        return ()
 
     def release(self) -> None:
         """Nothing is held either."""

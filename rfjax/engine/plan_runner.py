@@ -68,8 +68,8 @@ class PlanRunner:
             logits_processors: see `rfjax.ops.sampling.sample`.
             compile_ahead: begin to compile a plan's programs, and the one that its prompts will
                 decode with, beside each other as soon as the plan is known, instead of each where
-                it is called first. None does so on devices other than the CPU, for which XLA
-                compiles with all processors already.
+                it is called first. None does so where there are several processors, but not for
+                the CPU's own devices, where it has not been shown to gain anything.
         """
         self._params = params
         self._config = config

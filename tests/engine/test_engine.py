@@ -345,6 +345,26 @@ def test_memory_is_given_up_and_taken_again():
     check_at_rest(engine)
 
 
+def test_a_warm_up_that_fails_or_comes_late_loses_no_request():
+    """It may leave rows half made anew, so all begin again, as after a failed step."""
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    handle = submit(engine, "a", 9)
+    engine.step()
+    runner.faults = {len(runner.calls): CapacityError("no room")}
+    with pytest.raises(CapacityError, match="no room"):
+        engine.warm_up()
+    engine.step()
+    assert runner.calls[-4:].count("reset") == 1
+    assert engine.warm_up(sequences=1, prompt_tokens=5).programs == ()
+    engine.release()
+    assert engine.warm_up([SamplingParams(n=2)]).programs == ()
+    assert runner.calls[-2:] == ["reset", "programs"]
+    engine.run_until_done()
+    assert handle.output().token_ids == expected(handle.request, 0)[0]
+    check_at_rest(engine)
+
+
 def test_several_threads_submit_cancel_and_step():
     engine = make_engine(sizes=dataclasses.replace(SIZES, max_queue=100))
     done = {}

@@ -38,7 +38,7 @@ class FakeRunner:
     """As `rfjax.engine.plan_runner.PlanRunner`, for engines.
 
     Attributes:
-        calls: names of the calls so far, in order: "dispatch", "read", "reset".
+        calls: names of the calls so far, in order: "dispatch", "read", "reset", "programs".
         faults: call number to the error that it raises. A failed dispatch may have run or not; one
             that fails loses the pages, and so does a failed read, but for a KeyboardInterrupt.
         nan_after: request id to the tokens of output after which its logits are NaN.
@@ -72,6 +72,10 @@ class FakeRunner:
 
     def release(self):
         self.lost = True
+
+    def programs(self, requests, *, sequences, prompt_tokens):
+        self.called("programs")
+        return ()
 
     def called(self, name, before=True):
         self.calls.append(name)
