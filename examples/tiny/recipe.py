@@ -5,8 +5,8 @@ from dataclasses import field
 from typing import Any
 
 from rfjax.errors import ConfigError
+from rfjax.models.archs.llama import SPEC
 from rfjax.models.config import LayerConfig, ModelConfig
-from rfjax.models.llama import SPEC
 from rfjax.ops.rope import Rope
 
 
@@ -73,12 +73,11 @@ class Recipe:
             head_dim=self.head_dim,
             attention_scale=self.head_dim**-0.5,
             mask=SPEC.mask,
-            rope=Rope(SPEC.pairing, self.head_dim, self.rope_base),
+            rope=Rope("interleaved", self.head_dim, self.rope_base),
             qk_norm=SPEC.qk_norm,
             activation=SPEC.activation,
             ffn_dim=self.ffn_width,
             experts=None,
-            biases=frozenset(),
         )
         return ModelConfig(
             architecture=SPEC.name,
@@ -88,6 +87,4 @@ class Recipe:
             norm_eps=2.0**-17,  # near the usual 1e-5, and exact in the file's f32
             layers=(layer,) * self.n_layers,
             tied_output=True,
-            output_bias=False,
-            rope_factors=False,
         )

@@ -128,12 +128,16 @@ def _chain(
     """The last layer's result, and all keys and values, which are computed only if asked for."""
     others: list[Array] = []
     for block, layer in zip(blocks, config.layers, strict=True):
+        assert block.attn_norm is not None and block.attn_norm.weight is not None
+        assert block.ffn_norm is not None and block.ffn_norm.weight is not None
         assert block.ffn_gate is not None
         assert block.ffn_up is not None
         assert block.ffn_down is not None
+        assert block.attn_output is not None
+        projections = (block.attn_q, block.attn_k, block.attn_v)
         q, k, v = linears(
             x,
-            [Projection(p.weight, p.bias) for p in (block.attn_q, block.attn_k, block.attn_v)],
+            [Projection(p.weight, p.bias) for p in projections if p is not None],
             norm=Norm(block.attn_norm.weight, config.norm_eps),
             policy=config.kernels,
         )

@@ -110,6 +110,8 @@ def score(
         output.weight,
         output.bias,
         tokens[:, first + 1 :].reshape(-1),
+        scale=config.logit_scale,
+        softcap=config.final_softcap,
     )
     return nll.reshape(batch, length - 1 - first)
 

@@ -63,11 +63,11 @@ class GGUFFile(Metadata):
                 "The download is incomplete: fetch the file again"
             )
 
-    def raw(self, name: str) -> np.ndarray:
+    def raw(self, tensor: str | TensorInfo) -> np.ndarray:
         """The bytes of a tensor, as they stand in the file.
 
         Args:
-            name: Name of a tensor.
+            tensor: Its name; or an entry of the table, or one that describes a part of a tensor.
 
         Returns:
             Read-only uint8 array [nbytes], mapped into memory: pages are read when touched. It
@@ -76,10 +76,10 @@ class GGUFFile(Metadata):
         Raises:
             ModelFormatError: There is no such tensor, or the file ends before its data does.
         """
-        info = self.tensors.get(name)
+        info = self.tensors.get(tensor) if isinstance(tensor, str) else tensor
         if info is None:
             raise ModelFormatError(
-                f"{self.path}: there is no tensor {name!r} among its {len(self.tensors)} tensors"
+                f"{self.path}: there is no tensor {tensor!r} among its {len(self.tensors)} tensors"
             )
         if info.nbytes == 0:
             return np.frombuffer(b"", np.uint8)
@@ -88,13 +88,13 @@ class GGUFFile(Metadata):
             raise self._truncated(info, size)
         return np.frombuffer(header.data, np.uint8, info.nbytes, info.offset)
 
-    def release(self, name: str) -> None:
+    def release(self, tensor: str | TensorInfo) -> None:
         """Tells the system that a tensor's pages are not needed for now.
 
         They no longer count as this process's memory; arrays of `raw` stay valid, and their pages
         are read again when touched. Does nothing where the system has no such call.
         """
-        info = self.tensors[name]
+        info = self.tensors[tensor] if isinstance(tensor, str) else tensor
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         # Whole pages only: what a neighbour begins or ends with stays.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from rfjax.errors import CapacityError, ConfigError, ModelFormatError, UnsupportedError
-from rfjax.io.gguf import GGUFFile, read_gguf
+from rfjax.io.gguf import GGUFFile, TensorInfo, read_gguf
 from rfjax.io.memory import (
     LEAST_CONTEXT,
     MemoryPlan,
@@ -23,9 +23,11 @@ from rfjax.io.memory import (
 )
 from rfjax.io.place import WORKERS, place
 from rfjax.io.storage import Storage, Weights, matrices_of, resolve_weights, store
+from rfjax.models.architectures import find_architecture
 from rfjax.models.config import ModelConfig
 from rfjax.models.configure import configure
-from rfjax.models.params import Params, ParamSpec, named_leaves, param_spec
+from rfjax.models.params import Params, param_spec
+from rfjax.models.tensors import find_tensors
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_product import PLAIN_KERNEL
 from rfjax.quant.formats import FORMATS
@@ -42,17 +44,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 _NO_TOKENIZER = ("no_vocab", "none", "test")
 """Values of `tokenizer.ggml.model` that say that there is no tokenizer."""
 
-_IGNORED_STEM = "attn_rot_embd"
-"""A computed table that old converters wrote into every layer, and no inference engine reads."""
-
 _ONE_DEVICE_KERNELS = (
     PLAIN_KERNEL,
     *("prefill_attention", "decode_attention"),
     *("paged_prefill_attention", "paged_decode_attention"),
 )
 """Kernels that are not run by shares: over a mesh each would have its operands gathered whole."""
-
-_EXPERT_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +112,7 @@ def load(
     """
     gguf = read_gguf(path)
     gguf.check_data()
-    config = configure(gguf, dtype=resolve_dtype(dtype))
+    config = configure(gguf, dtype=resolve_dtype(dtype), context=context)
     if kernels is not None:
         config = dataclasses.replace(config, kernels=kernels)
     mesh = None if mesh is None else automatic(mesh)
@@ -165,8 +162,7 @@ def plan_load(
     """
     asked = resolve_weights(weights)
     spec = param_spec(config)
-    found = check_tensors(gguf, spec)
-    sources = {name: tuple(gguf.tensors[n] for n in names) for name, names in found.items()}
+    sources = check_tensors(gguf, spec)
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     memory = memory_of(devices)
     context = LEAST_CONTEXT if context is None else context
@@ -231,35 +227,18 @@ def read_tokenizer(gguf: GGUFFile) -> Tokenizer | None:
     return load_tokenizer(gguf)
 
 
-def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
+def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[TensorInfo, ...]]:
     """Match the file's tensors with the model's.
 
     Returns:
-        For every leaf the names of the tensors it is made of: its own, or in old Mixtral files
-        one an expert, to be stacked.
+        For every leaf the tensors it is made of, as `rfjax.models.tensors.find_tensors`.
 
     Raises:
         ModelFormatError: one message that lists every missing, unknown and misshapen tensor.
         UnsupportedError: a tensor's type cannot be decoded.
     """
-    problems: list[str] = []
-    undecodable: list[str] = []
-    sources: dict[str, tuple[str, ...]] = {}
-    for name, leaf in named_leaves(spec).items():
-        found, shape = _find(gguf, name, leaf)
-        sources[name] = found
-        for source in found:
-            info = gguf.tensors[source]
-            if info.shape != shape:
-                problems.append(f"{source} has shape {info.shape}, expected {shape}")
-            elif info.type not in FORMATS:
-                undecodable.append(f"{source} has type {info.type.name}")
-        if not found:
-            problems.append(f"{name} is missing (shape {leaf.shape})")
-    wanted = {source for found in sources.values() for source in found}
-    for name in gguf.tensors:
-        if name not in wanted and name.split(".")[-2:-1] != [_IGNORED_STEM]:
-            problems.append(f"{name} is not a tensor of this architecture")
+    found = find_tensors(gguf, spec, find_architecture(gguf.architecture), len(spec.blk))
+    problems = found.problems
     if problems:
         shown = "\n  ".join(problems[:40])
         more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
@@ -267,26 +246,18 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[str, ...]]:
             f"{gguf.path}: {len(problems)} tensors do not fit architecture "
             f"{gguf.architecture!r} with this metadata:\n  {shown}{more}"
         )
+    undecodable = [
+        f"{info.name} has type {info.type.name}"
+        for infos in found.sources.values()
+        for info in infos
+        if info.type not in FORMATS
+    ]
     if undecodable:
         raise UnsupportedError(
             f"{gguf.path}: a type cannot be decoded: {'; '.join(undecodable[:40])}; "
             f"supported: {', '.join(t.name for t in FORMATS)}"
         )
-    return sources
-
-
-def _find(gguf: GGUFFile, name: str, leaf: ParamSpec) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names of the tensors that make up a leaf (none if missing), and the shape each must have."""
-    if name in gguf.tensors:
-        return (name,), leaf.shape
-    prefix, _, stem = name.removesuffix(".weight").rpartition(".")
-    if stem in _EXPERT_STACKS:
-        # Mixtral files of before April 2024 hold one tensor an expert.
-        single = stem.removesuffix("_exps")
-        parts = tuple(f"{prefix}.{single}.{e}.weight" for e in range(leaf.shape[0]))
-        if all(part in gguf.tensors for part in parts):
-            return parts, leaf.shape[1:]
-    return (), leaf.shape
+    return dict(found.sources)
 
 
 def _load_leaves(gguf: GGUFFile, storages: dict[str, Storage]) -> dict[str, jax.Array | QTensor]:
@@ -295,10 +266,10 @@ def _load_leaves(gguf: GGUFFile, storages: dict[str, Storage]) -> dict[str, jax.
 
     def load_leaf(storage: Storage) -> jax.Array | QTensor:
         with jax.default_device(device):
-            raws = [gguf.raw(info.name) for info in storage.sources]
+            raws = [gguf.raw(info) for info in storage.sources]
             leaf = jax.block_until_ready(place(storage, raws))
         for info in storage.sources:
-            gguf.release(info.name)
+            gguf.release(info)
         return leaf
 
     ordered = sorted(storages.values(), key=lambda s: (s.sources[0].shard, s.sources[0].offset))

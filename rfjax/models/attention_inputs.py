@@ -3,7 +3,12 @@
 import jax.numpy as jnp
 from flax import struct
 
+from rfjax.cache.dense import LayerCache
+from rfjax.cache.paged import LayerPages
 from rfjax.typing import Array, Int
+
+LayerView = LayerCache | tuple[LayerPages, Int[Array, "B M"]] | None
+"""A layer's part of the cache; of a paged one, with the rows' tables."""
 
 
 @struct.dataclass

@@ -2,28 +2,26 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from rfjax.cache.dense import DenseCache, LayerCache, append
-from rfjax.cache.paged import LayerPages, PagedCache, append_pages
-from rfjax.models.attention_inputs import AttentionInputs, whole_rows
+from rfjax.cache.dense import DenseCache, LayerCache
+from rfjax.cache.paged import LayerPages, PagedCache
+from rfjax.models.attention_inputs import AttentionInputs, LayerView, whole_rows
 from rfjax.models.config import LayerConfig, ModelConfig
-from rfjax.models.params import Block, Linear, Params
-from rfjax.ops.attention import attention
-from rfjax.ops.decode_attention import decode_attention
-from rfjax.ops.linear import Norm, Projection, embed, gated_linear, linear, linears
-from rfjax.ops.moe import expert_ffn, route
-from rfjax.ops.norm import rms_norm
-from rfjax.ops.paged_attention import paged_attention
-from rfjax.ops.paged_decode_attention import paged_decode_attention
-from rfjax.ops.rope import Rope, apply_rope, rope_tables
+from rfjax.models.feed_forward import feed_forward
+from rfjax.models.latent_attention import latent_attention
+from rfjax.models.normalize import before_product, normalized
+from rfjax.models.params import Block, Linear, Norm, Params
+from rfjax.models.plain_attention import Tables, plain_attention
+from rfjax.ops.linear import embed, linear
+from rfjax.ops.logits import finished
+from rfjax.ops.rope import Rope, rope_tables
 from rfjax.typing import Array, Float, Int
 
 Cache = DenseCache | PagedCache
-LayerView = LayerCache | tuple[LayerPages, Int[Array, "B M"]] | None
-"""A layer's part of the cache; of a paged one, with the rows' tables."""
 
 
 def forward(
@@ -66,27 +64,42 @@ def hidden_states(
         Hidden states in the config's dtype, and the cache with this step in it (None without).
     """
     with jax.named_scope("token_embd"):
-        x = embed(tokens, params.token_embd.weight, jnp.dtype(config.dtype))
+        x = _embedded(params, tokens, inputs, config)
 
     # Layers of one rotation share its tables.
-    factors = None if params.rope_freqs is None else params.rope_freqs.weight
+    chosen = config.rope_factors
+    factors = None if chosen is None else getattr(params, chosen).weight
 
     @functools.cache
-    def tables(rope: Rope):
-        return rope_tables(rope, inputs.flat_positions, factors)
+    def tables(rope: Rope | None) -> Tables | None:
+        return None if rope is None else rope_tables(rope, inputs.flat_positions, factors)
 
     layers = []
     for i, (block, layer) in enumerate(zip(params.blk, config.layers, strict=True)):
         with jax.named_scope(f"blk.{i}"):
             view = _view(cache, inputs, i)
-            x, written = _attention_block(block, x, inputs, view, tables(layer.rope), layer, config)
-            with jax.named_scope("ffn"):
-                x = _ffn_block(block, x, layer, config)
+            x, written = _layer(block, x, inputs, view, tables(layer.rope), layer, config)
             layers.append(written)
 
     with jax.named_scope("output_norm"):
-        x = rms_norm(x, params.output_norm.weight, config.norm_eps)
+        x = normalized(x, params.output_norm, config)
     return x, None if cache is None else dataclasses.replace(cache, layers=tuple(layers))
+
+
+def _embedded(
+    params: Params, tokens: Int[Array, " T"], inputs: AttentionInputs, config: ModelConfig
+) -> Float[Array, "T D"]:
+    """What the first layer reads."""
+    dtype = jnp.dtype(config.dtype)
+    x = embed(tokens, params.token_embd.weight, dtype)
+    if config.embedding_scale != 1.0:
+        scaled = x.astype(jnp.float32) * jnp.float32(config.embedding_scale)
+        x = jax.lax.optimization_barrier(scaled.astype(dtype))
+    if params.position_embd is not None:
+        x = x + embed(inputs.flat_positions, params.position_embd.weight, dtype)
+    if params.token_embd_norm is not None:
+        x = jax.lax.optimization_barrier(normalized(x, params.token_embd_norm, config))
+    return x
 
 
 def _view(cache: Cache | None, inputs: AttentionInputs, number: int) -> LayerView:
@@ -113,165 +126,68 @@ def project(
     """Logits of final hidden states, f32."""
     with jax.named_scope("output"):
         output = output_projection(params)
-        return linear(
+        logits = linear(
             hidden,
             output.weight,
             output.bias,
             out_dtype=jnp.dtype("float32"),
             policy=config.kernels,
         )
+        return finished(logits, config.logit_scale, config.final_softcap)
 
 
-def _attention_block(
+def _layer(
     block: Block,
     x: Float[Array, "T D"],
     inputs: AttentionInputs,
     cache: LayerView,
-    tables: tuple[Array, Array],
+    tables: Tables | None,
     layer: LayerConfig,
     config: ModelConfig,
 ) -> tuple[Float[Array, "T D"], LayerCache | LayerPages | None]:
-    """`x` and what attention adds to it, and the layer's written cache."""
-    eps, policy = config.norm_eps, config.kernels
-    with jax.named_scope("qkv"):
-        stems = (block.attn_q, block.attn_k, block.attn_v)
-        norm = Norm(block.attn_norm.weight, eps)
-        projected = linears(
-            x, [Projection(p.weight, p.bias) for p in stems], norm=norm, policy=policy
-        )
-        counts = (layer.n_heads, layer.n_kv_heads, layer.n_kv_heads)
-        q, k, v = (y.reshape(y.shape[0], n, -1) for y, n in zip(projected, counts, strict=True))
-    one = cache is not None and inputs.positions.shape[1] == 1
-    attend = _attend_one if one else _attend_rows
-    attended, written = attend(block, q, k, v, inputs, cache, tables, layer, config)
-    with jax.named_scope("attn_output"):
-        output = block.attn_output
-        return linear(attended, output.weight, output.bias, residual=x, policy=policy), written
+    """`x` and what attention and feed-forward network add to it, and the layer's written cache."""
+    attend = plain_attention if layer.latent is None else latent_attention
+    read = block.attn_norm if block.attn_norm_2 is None else block.attn_norm_2
+    h, norm = before_product(x, read, config)
+    attended, written = attend(block, h, norm, inputs, cache, tables, layer, config)
+    output = block.attn_output
+    assert output is not None
 
-
-def _temperature(layer: LayerConfig, inputs: AttentionInputs) -> Float[Array, " T"] | None:
-    """What multiplies each token's queries, f32."""
-    if layer.temperature is None:
-        return None
-    steps = (inputs.flat_positions // layer.temperature.length).astype(jnp.float32)
-    return 1.0 + jnp.log(steps + 1.0) * jnp.float32(layer.temperature.scale)
-
-
-def _attend_one(block, q, k, v, inputs, cache, tables, layer, config):
-    """A decode step: one token a row, from its heads to the written cache."""
-    with jax.named_scope("attention"):
-        if isinstance(cache, tuple):
-            attend = functools.partial(paged_decode_attention, q, k, v, *cache)
-        else:
-            attend = functools.partial(
-                decode_attention, q, k, v, cache, key_lengths=inputs.key_lengths
+    def attention(residual: Array | None) -> Array:
+        with jax.named_scope("attn_output"):
+            return linear(
+                attended, output.weight, output.bias, residual=residual, policy=config.kernels
             )
-        cos, sin = tables
-        return attend(
-            cos=cos,
-            sin=sin,
-            positions=inputs.positions[:, 0],
-            mask=layer.mask,
-            scale=layer.attention_scale,
-            pairing=layer.rope.pairing,
-            eps=config.norm_eps,
-            q_norm=None if block.attn_q_norm is None else block.attn_q_norm.weight,
-            k_norm=None if block.attn_k_norm is None else block.attn_k_norm.weight,
-            q_multiplier=_temperature(layer, inputs),
-            policy=config.kernels,
-        )
+
+    if layer.parallel:
+        read = block.attn_norm if block.ffn_norm is None else block.ffn_norm
+        with jax.named_scope("ffn"):
+            y = feed_forward(block, x, read, attention(x), layer, config)
+        return y, written
+
+    x = _add(x, attention, block.post_attention_norm, layer, config)
+
+    def network(residual: Array | None) -> Array:
+        with jax.named_scope("ffn"):
+            return feed_forward(block, x, block.ffn_norm, residual, layer, config)
+
+    return _add(x, network, block.post_ffw_norm, layer, config), written
 
 
-def _attend_rows(block, q, k, v, inputs, cache, tables, layer, config):
-    """Rows of tokens: prefill into a cache, or scoring without one."""
-    batch, length = inputs.positions.shape
-    if block.attn_q_norm is not None and block.attn_k_norm is not None:
-        q = rms_norm(q, block.attn_q_norm.weight, config.norm_eps)
-        k = rms_norm(k, block.attn_k_norm.weight, config.norm_eps)
-    with jax.named_scope("rope"):
-        cos, sin = tables
-        q = apply_rope(q, cos, sin, layer.rope.pairing)
-        k = apply_rope(k, cos, sin, layer.rope.pairing)
-        grown = _temperature(layer, inputs)
-        if grown is not None:
-            q = (q.astype(jnp.float32) * grown[:, None, None]).astype(q.dtype)
-    rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
-    with jax.named_scope("attention"):
-        if isinstance(cache, tuple):
-            pages, table = cache
-            pages = append_pages(pages, table, rows(k), rows(v), inputs.positions)
-            out = paged_attention(
-                rows(q),
-                pages,
-                table,
-                query_positions=inputs.positions,
-                key_lengths=inputs.key_lengths,
-                mask=layer.mask,
-                scale=layer.attention_scale,
-                policy=config.kernels,
-            )
-            return out.reshape(batch * length, -1), pages
-        if cache is None:
-            keys, values = rows(k).transpose(0, 2, 1, 3), rows(v).transpose(0, 2, 3, 1)
-            # Held as they are: folded into the products, the transpositions would change the
-            # order of the sums (see `rfjax.ops.attention`).
-            keys, values = jax.lax.optimization_barrier((keys, values))
-        else:
-            cache = append(cache, rows(k), rows(v), inputs.positions)
-            keys, values = cache.k, cache.v
-        out = attention(
-            rows(q),
-            keys,
-            values,
-            query_positions=inputs.positions,
-            key_lengths=inputs.key_lengths,
-            mask=layer.mask,
-            scale=layer.attention_scale,
-            keys_are_queries=cache is None,
-            policy=config.kernels,
-        )
-        return out.reshape(batch * length, -1), cache
-
-
-def _ffn_block(
-    block: Block, x: Float[Array, "T D"], layer: LayerConfig, config: ModelConfig
+def _add(
+    x: Float[Array, "T D"],
+    branch: Callable[[Array | None], Array],
+    norm: Norm | None,
+    layer: LayerConfig,
+    config: ModelConfig,
 ) -> Float[Array, "T D"]:
-    """`x` and what the feed-forward network adds to it."""
-    norm, policy = Norm(block.ffn_norm.weight, config.norm_eps), config.kernels
-    if layer.experts is not None:
-        router, gate, up, down = (
-            block.ffn_gate_inp,
-            block.ffn_gate_exps,
-            block.ffn_up_exps,
-            block.ffn_down_exps,
-        )
-        assert router is not None and gate is not None and up is not None and down is not None
-        h = rms_norm(x, *norm)
-        logits = linear(h.astype(jnp.float32), router.weight, policy=policy)
-        weights, chosen = route(
-            logits,
-            layer.experts.n_used,
-            normalize=layer.experts.normalize,
-            scale=layer.experts.scale,
-        )
-        return x + expert_ffn(
-            h,
-            weights,
-            chosen,
-            Projection(gate.weight, gate.bias),
-            Projection(up.weight, up.bias),
-            Projection(down.weight, down.bias),
-            layer.activation,
-            policy=policy,
-        )
-    gate, up, down = block.ffn_gate, block.ffn_up, block.ffn_down
-    assert gate is not None and up is not None and down is not None
-    hidden = gated_linear(
-        x,
-        Projection(gate.weight, gate.bias),
-        Projection(up.weight, up.bias),
-        layer.activation,
-        norm=norm,
-        policy=policy,
-    )
-    return linear(hidden, down.weight, down.bias, residual=x, policy=policy)
+    """`x` and what a branch makes: in the branch's own product where nothing comes in between."""
+    if norm is None and layer.residual_scale == 1.0:
+        return branch(x)
+    y = branch(None)
+    if norm is not None:
+        y = normalized(y, norm, config)
+    if layer.residual_scale != 1.0:
+        y = (y.astype(jnp.float32) * jnp.float32(layer.residual_scale)).astype(x.dtype)
+    # Held as it is: XLA would contract a product with the sum for some shapes only.
+    return x + jax.lax.optimization_barrier(y)

@@ -31,10 +31,10 @@ from rfjax.typing import Array, Float, Int
 def latent_attention(
     block: Block,
     x: Float[Array, "T D"],
-    norm: Norm,
+    norm: Norm | None,
     inputs: AttentionInputs,
     view: LayerCache | tuple[LayerPages, Int[Array, "B M"]] | None,
-    tables: tuple[Float[Array, "T half"], Float[Array, "T half"]],
+    tables: tuple[Float[Array, "T half"], Float[Array, "T half"]] | None,
     layer: LayerConfig,
     config: ModelConfig,
 ) -> tuple[Float[Array, "T NV"], LatentLayer | None]:
@@ -53,7 +53,7 @@ def latent_attention(
         config: the model's.
     """
     latent = layer.latent
-    assert latent is not None and layer.rope is not None
+    assert latent is not None and layer.rope is not None and tables is not None
     assert not isinstance(view, LayerCache)  # `init_cache` refuses latent layers
     batch, length = inputs.positions.shape
     rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
@@ -89,7 +89,7 @@ def _growth(temperature: AttentionTemperature, positions: Int[Array, " T"]) -> F
 
 
 def _project(
-    block: Block, x: Array, norm: Norm, latent: Latent, config: ModelConfig
+    block: Block, x: Array, norm: Norm | None, latent: Latent, config: ModelConfig
 ) -> tuple[Float[Array, "T NH"], Float[Array, "T R"]]:
     """Queries, and the vectors of keys and values, before rotation."""
     eps, policy = config.norm_eps, config.kernels
@@ -98,10 +98,10 @@ def _project(
         x, [_projection(first), _projection(block.attn_kv_a_mqa)], norm=norm, policy=policy
     )
     if latent.q_rank:
-        assert block.attn_q_a_norm is not None
+        assert block.attn_q_a_norm is not None and block.attn_q_a_norm.weight is not None
         narrow = Norm(block.attn_q_a_norm.weight, eps)
         (q,) = linears(q, [_projection(block.attn_q_b)], norm=narrow, policy=policy)
-    assert block.attn_kv_a_norm is not None
+    assert block.attn_kv_a_norm is not None and block.attn_kv_a_norm.weight is not None
     c, r = jnp.split(vectors, [latent.kv_rank], axis=-1)
     return q, jnp.concatenate([rms_norm(c, block.attn_kv_a_norm.weight, eps), r], axis=-1)
 

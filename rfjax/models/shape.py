@@ -7,6 +7,7 @@ import pathlib
 
 from rfjax.config import from_toml
 from rfjax.errors import ConfigError
+from rfjax.models.arch import ArchSpec
 from rfjax.models.architectures import find_architecture
 from rfjax.models.config import Experts, LayerConfig, ModelConfig
 from rfjax.models.type_mix import MixModel
@@ -101,20 +102,24 @@ class ModelShape:
         """The configuration of a model of this shape, activations in `dtype`.
 
         Raises:
-            ConfigError: the architecture has no mixtures, or nothing but them.
+            ConfigError: the architecture has no mixtures, or nothing but them, or has
+                mechanisms that a shape does not state.
         """
         spec = find_architecture(self.architecture)
-        if spec.experts == ("always" if self.experts is None else "never"):
+        _check_plain(spec)
+        needs = None if spec.mixture is None else spec.mixture.when
+        if (needs == "always" and self.experts is None) or (needs is None and self.experts):
             what = "must have" if self.experts is None else "has no"
             raise ConfigError(f"experts: architecture {self.architecture!r} {what} experts")
         experts = None
-        if self.experts is not None:
+        if self.experts is not None and spec.mixture is not None:
             experts = Experts(
                 self.experts.n_experts,
                 self.experts.n_used,
                 self.experts.ffn_dim,
-                normalize=spec.normalize_experts,
+                normalize=bool(spec.mixture.normalize),
             )
+        assert spec.pairing is not None
         layer = LayerConfig(
             n_heads=self.n_heads,
             n_kv_heads=self.n_kv_heads,
@@ -122,12 +127,12 @@ class ModelShape:
             attention_scale=self.head_dim**-0.5,
             mask=spec.mask,
             rope=Rope(spec.pairing, self.head_dim, self.rope_base),
-            qk_norm=spec.qk_norm,
             activation=spec.activation,
             ffn_dim=self.ffn_dim,
             experts=experts,
-            biases=frozenset(),
+            qk_norm=spec.qk_norm,
         )
+        factors = ("rope_freqs",) if self.rope_factors else ()
         return ModelConfig(
             architecture=self.architecture,
             vocab_size=self.vocab_size,
@@ -136,8 +141,8 @@ class ModelShape:
             norm_eps=self.norm_eps,
             layers=(layer,) * self.n_layers,
             tied_output=self.tied_output,
-            output_bias=False,
-            rope_factors=self.rope_factors,
+            rope_factors=factors[0] if factors else None,
+            stored_factors=factors,
             dtype=dtype,
         )
 
@@ -180,6 +185,18 @@ def load_shape(name: str) -> ModelShape:
 
 def _folder():
     return importlib.resources.files("rfjax") / "configs" / "shapes"
+
+
+def _check_plain(spec: ArchSpec) -> None:
+    """Refuse architectures with more mechanisms than a shape states."""
+    names = ("name", "pairing", "qk_norm", "mixture", "rope_factors")
+    stated = {name: getattr(spec, name) for name in names}
+    free = {name: getattr(spec, name) for name in ("biases", "optional_biases", "long_factors")}
+    if spec != ArchSpec(**stated, **free) or spec.biases or spec.pairing is None:
+        raise ConfigError(
+            f"architecture: got {spec.name!r}, which has mechanisms that a shape does not state; "
+            "expected one like llama or qwen3"
+        )
 
 
 def _check_sizes(shape: ExpertsShape | ModelShape, names: tuple[str, ...]) -> None:

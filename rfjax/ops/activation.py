@@ -79,6 +79,27 @@ IN_KERNELS = frozenset(GATES) - {"gelu_erf"}
 """The gates that kernels can compute: the error function is not among their operations."""
 
 
+_LARGEST_HALVES = 10.0
+
+
+def _gelu_of_halves(x: Array) -> Array:
+    """GELU as ggml computes it on CPUs, whose numbers are the measure of ours: by a table of f16.
+
+    Argument and result are rounded to f16 between -10 and 10; beyond, the result is 0 or the
+    argument. Kernels do not round: they compute in 16 bits, or their error is stated.
+    """
+    rounded = jax.lax.reduce_precision(_gelu(jax.lax.reduce_precision(x, 5, 10)), 5, 10)
+    outside = jnp.where(x <= -_LARGEST_HALVES, 0.0, x)
+    return jnp.where(jnp.abs(x) < _LARGEST_HALVES, rounded, outside)
+
+
+_PLAIN: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {**ACTIVATIONS, "gelu": _gelu_of_halves}
+)
+"""What plain JAX computes."""
+
+_PLAIN_GATES: Mapping[str, Gate] = MappingProxyType({**GATES, "gelu": _of_gate(_gelu_of_halves)})
+
 _WHOLE = 32
 """Numbers of a row that XLA's CPU backend surely computes as whole vectors."""
 
@@ -90,12 +111,12 @@ def gated(
 
     Source: Shazeer, "GLU Variants Improve Transformer" (2020).
     """
-    return _in_whole_vectors(GATES[activation], gate, up)
+    return _in_whole_vectors(_PLAIN_GATES[activation], gate, up)
 
 
 def activate(x: Float[Array, "*B F"], activation: str) -> Float[Array, "*B F"]:
     """`activation(x)` of a network without a gate, computed in f32, in the dtype of `x`."""
-    return _in_whole_vectors(ACTIVATIONS[activation], x)
+    return _in_whole_vectors(_PLAIN[activation], x)
 
 
 def _in_whole_vectors(function: Callable[..., Array], *operands: Array) -> Array:

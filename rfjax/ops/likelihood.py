@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.linear import linear
+from rfjax.ops.logits import finished
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed
 from rfjax.typing import Array, Float, Int
 
@@ -16,8 +17,14 @@ def token_nll(
     weight: Weight,
     bias: Float[Array, " V"] | None,
     targets: Int[Array, " T"],
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
 ) -> Float[Array, " T"]:
-    """`-log softmax(hidden @ weight.T + bias)[target]` of every row, f32, in nats.
+    """`-log softmax(logits)[target]` of every row, f32, in nats.
+
+    The logits are `hidden @ weight.T + bias`, then `rfjax.ops.logits.finished` with `scale` and
+    `softcap`.
 
     Projection, log-sum-exp and gather run over chunks of rows, so that memory is bounded by
     `_MAX_LOGITS` values whatever T and V.
@@ -35,6 +42,7 @@ def token_nll(
     def one(inputs):
         rows, wanted = inputs
         logits = linear(rows, weight, bias, out_dtype=jnp.dtype("float32"))
+        logits = finished(logits, scale, softcap)
         top = jnp.max(logits, axis=-1)
         log_total = jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
         chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]

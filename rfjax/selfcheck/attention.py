@@ -67,17 +67,17 @@ TYPICAL = (
 
 def heads_of(layer: LayerConfig) -> Heads:
     """A layer's attention, with fewer kv heads and masks small enough to matter in a small case."""
-    mask = layer.mask
+    mask, rope, norm = layer.mask, layer.rope, layer.qk_norm
     if mask.size > _LARGEST_MASK:
         mask = Mask(mask.kind, _LARGEST_MASK)
     return Heads(
         group=layer.n_heads // layer.n_kv_heads,
         n_kv=min(2, layer.n_kv_heads),
         size=layer.head_dim,
-        rotated=layer.rope.dimension,
-        pairing=layer.rope.pairing,
+        rotated=layer.head_dim // 2 * 2 if rope is None else rope.dimension,
+        pairing="half" if rope is None else rope.pairing,
         mask=mask,
-        norms=layer.qk_norm,
+        norms=norm is not None and norm.over == "head" and not norm.after_rope,
         temperature=layer.temperature is not None,
     )
 

@@ -9,7 +9,12 @@ from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
 from rfjax.selfcheck.case import CheckCase
 from rfjax.selfcheck.matvec import experts_case, launch_case, launch_cases, matvec_cases
-from rfjax.selfcheck.paged_attention import UNUSUAL, PagedHeads, paged_attention_cases
+from rfjax.selfcheck.paged_attention import (
+    UNUSUAL,
+    PagedHeads,
+    paged_attention_cases,
+    paged_heads_of,
+)
 
 _TOGETHER = Launch((GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K), (96, 64, 64), 4096)
 """What llama-quantize makes of queries, keys and values."""
@@ -55,12 +60,14 @@ def model_cases(
         apart: whether it is spread over a mesh, where no two matrices share a launch.
     """
     experts = () if apart else dict.fromkeys(_experts(matrices))
-    heads = [*dict.fromkeys(heads_of(layer) for layer in config.layers)]
+    plain = [layer for layer in config.layers if layer.latent is None]
+    heads = dict.fromkeys(heads_of(layer) for layer in plain)
+    paged = dict.fromkeys(paged_heads_of(layer) for layer in plain)
     return (
         *launch_cases(launches(matrices, apart=apart), config.dtype),
         *(experts_case(stacks, config.dtype, sizes) for stacks, sizes in experts),
         *attention_cases(heads, config.dtype),
-        *paged_attention_cases(map(PagedHeads, heads), config.dtype),
+        *paged_attention_cases(paged, config.dtype),
     )
 
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfjax.cache.paged import PagedLayer
+from rfjax.models.config import LayerConfig
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.paged_attention import paged_attention
 from rfjax.ops.paged_decode_attention import paged_decode_attention
 from rfjax.ops.scores import ScoreTerms
-from rfjax.selfcheck.attention import Heads
+from rfjax.selfcheck.attention import Heads, heads_of
 from rfjax.selfcheck.attention_reference import (
     EPS,
     LIMITS,
@@ -69,6 +70,16 @@ class PagedHeads:
         sinks = normal(rng, (self.n_heads,), "float32") if self.sinks else None
         slopes = -rng.uniform(0, 0.1, self.n_heads).astype(np.float32) if self.slopes else None
         return ScoreTerms(sinks, slopes, self.softcap)  # pyright: ignore[reportArgumentType]
+
+
+def paged_heads_of(layer: LayerConfig) -> PagedHeads:
+    """A layer's attention, made as small as `heads_of` makes it."""
+    return PagedHeads(
+        heads_of(layer),
+        softcap=layer.softcap,
+        sinks=layer.sinks,
+        slopes=layer.alibi > 0,
+    )
 
 
 UNUSUAL = (

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from support.mutations import experts, in_layers, nmse, rope, without
+from support.mutations import experts, in_layers, model, nmse, rope, without
 from support.quick_compile import quick_compile
 
 from rfjax.io.load import load
@@ -25,7 +25,7 @@ SCALE = in_layers(lambda layer: {"attention_scale": layer.attention_scale * 1.25
 WINDOW = in_layers(lambda layer: {"mask": Mask("window", 16)})
 CHUNKED = in_layers(lambda layer: {"mask": Mask("chunked", 24)})
 UNBIASED = without("attn_q", "attn_k", "attn_v", part="bias")
-NO_QK_NORM = without("attn_q_norm", "attn_k_norm")
+NO_QK_NORM = in_layers(lambda layer: {"qk_norm": None})
 UNNORMALIZED = experts(normalize=False)
 
 
@@ -41,7 +41,7 @@ FILES = {
     "variants/llama-odd-vocab": [CHUNKED],
     "variants/llama-rope-linear": [UNSCALED],
     "variants/llama-rope-yarn": [UNSCALED, rope(scaling="linear")],
-    "variants/llama3-rope-factors": [without("rope_freqs")],
+    "variants/llama3-rope-factors": [model(rope_factors=None)],
     "variants/mistral3-yarn": [rope(beta_slow=4.0), rope(log_multiplier=1.0)],
     "variants/mixtral-8x-top2": [UNNORMALIZED],
     "variants/qwen2-gqa": [UNBIASED, INTERLEAVED],

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from support.golden_models import FOLDER, GOLDENS
-from support.mutations import experts, in_layers, nmse, rope, without
+from support.mutations import experts, in_layers, model, nmse, rope, without
 from support.quick_compile import quick_compile
 
 from rfjax.io.load import load
@@ -44,7 +44,7 @@ MUTATIONS = {
     "llama": {
         "base": rope(base=400000.0),
         "pairing": rope(pairing="half"),
-        "no rope_freqs": without("rope_freqs"),
+        "no rope_freqs": model(rope_factors=None),
         "no attn_output.bias": without("attn_output", part="bias"),
         "no ffn_down.bias": without("ffn_down", part="bias"),
     },
@@ -55,7 +55,7 @@ MUTATIONS = {
     },
     "llama-linear-tied": {"none": rope(scaling="none")},
     "qwen2": {"no attn_v.bias": without("attn_v", part="bias")},
-    "qwen3": {"no attn_q_norm": without("attn_q_norm")},
+    "qwen3": {"no norms of heads": in_layers(lambda layer: {"qk_norm": None})},
     "qwen3moe": {"normalize": experts(normalize=False)},
     "mistral3": {
         "log multiplier": rope(log_multiplier=0.0),

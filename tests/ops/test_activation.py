@@ -14,9 +14,20 @@ pytestmark = pytest.mark.quick_compile
 
 erf = np.vectorize(math.erf)
 
+
+def exact_gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_of_halves(x):
+    """As ggml has it: f16 in, f16 out, and what is beyond 10 as it is."""
+    inside = exact_gelu(x.astype(np.float16).astype(np.float64)).astype(np.float16)
+    return np.where(np.abs(x) < 10, inside.astype(np.float64), np.where(x > 0, x, 0))
+
+
 REFERENCES = {
     "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": gelu_of_halves,
     "gelu_erf": lambda x: x / 2 * (1 + erf(x / np.sqrt(2))),
     "relu": lambda x: np.where(x > 0, x, 0),
     "relu_squared": lambda x: np.where(x > 0, x, 0) ** 2,
@@ -39,8 +50,23 @@ def test_every_activation(width):
     assert set(alone) == set(REFERENCES)
     for name, reference in REFERENCES.items():
         expected = reference(x.astype(np.float64))
+        if name == "gelu":  # a result between two f16 may be rounded to the other one
+            assert_allclose(alone[name], expected, rtol=2**-10, atol=2**-14)
+            assert np.mean(np.asarray(alone[name]) == expected.astype(np.float32)) > 0.99
+            assert_allclose(of_gates[name], alone[name] * up, rtol=3e-6, atol=3e-6)
+            continue
         assert_allclose(alone[name], expected, rtol=3e-6, atol=3e-7, err_msg=name)
         assert_allclose(of_gates[name], expected * up, rtol=3e-6, atol=3e-6, err_msg=name)
+
+
+def test_gelu_is_rounded_to_halves_below_ten_only():
+    x = np.array([[-11.0, -10.0, -1.2345, 0.5, 3.3333, 9.99, 10.0, 12.3456789]], np.float32)
+    found = np.asarray(results(x, np.ones_like(x))[1]["gelu"])
+    expected = np.concatenate([gelu_of_halves(x[:, :6].astype(np.float64)), x[:, 6:]], axis=1)
+    assert_allclose(found, expected, rtol=2**-10, atol=2**-14)
+    assert found[0, 6:].tolist() == x[0, 6:].tolist() and found[0, 0] == found[0, 1] == 0
+    inside = found[0, :6]
+    assert (inside == inside.astype(np.float16).astype(np.float32)).all()
 
 
 def test_activations_differ_from_each_other():

@@ -40,6 +40,11 @@ def experts(**fields) -> Mutation:
     return in_layers(lambda layer: {"experts": dataclasses.replace(layer.experts, **fields)})
 
 
+def model(**fields) -> Mutation:
+    """Replaces fields of the model's configuration."""
+    return lambda params, config: (params, dataclasses.replace(config, **fields))
+
+
 def without(*stems: str, part: str | None = None) -> Mutation:
     """Drops tensors, or their `part`, from every block; or a field of the whole tree."""
 

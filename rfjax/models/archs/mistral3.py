@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from rfjax.models import llama
+from rfjax.models.archs import llama
 
 SPEC = dataclasses.replace(
     llama.SPEC,
     name="mistral3",
-    optional_keys=frozenset(
+    keys=frozenset(
         {
             "attention.temperature_scale",
             "rope.scaling.yarn_beta_fast",

@@ -2,4 +2,4 @@
 
 from rfjax.models.arch import QKV, ArchSpec
 
-SPEC = ArchSpec(name="qwen2", pairing="half", optional_biases=QKV, output_bias=True)
+SPEC = ArchSpec(name="qwen2", pairing="half", optional_biases=QKV | {"output"})

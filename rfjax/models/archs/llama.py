@@ -1,11 +1,12 @@
 """Llama 1 to 3, and what declares itself so: Mistral, Yi, Mixtral, TinyLlama, SmolLM."""
 
-from rfjax.models.arch import DENSE_FFN, QKV, ArchSpec
+from rfjax.models.arch import DENSE_FFN, QKV, ArchSpec, Mixture
 
 SPEC = ArchSpec(
     name="llama",
     pairing="interleaved",
     optional_biases=QKV | DENSE_FFN | {"attn_output"},
-    experts="optional",
+    mixture=Mixture(when="optional"),
     rope_factors=True,
+    long_factors="scaling",
 )

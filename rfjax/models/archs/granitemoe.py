@@ -1,0 +1,9 @@
+"""Granite 3 and 4, mixtures of experts, with a shared one or without."""
+
+import dataclasses
+
+from rfjax.models.archs import granite
+
+SPEC = dataclasses.replace(
+    granite.SPEC, name="granitemoe", keys=granite.SPEC.keys - {"rope.scaling.finetuned"}
+)

@@ -1,5 +1,0 @@
-"""Qwen 3, dense: half-split RoPE, an RMS norm on every head of Q and K, no biases."""
-
-from rfjax.models.arch import QKV, ArchSpec
-
-SPEC = ArchSpec(name="qwen3", pairing="half", qk_norm=True, optional_biases=QKV)
