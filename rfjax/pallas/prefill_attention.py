@@ -47,8 +47,20 @@ class Config:
     peel: bool = True
 
 
-def heuristic(length: int, n_keys: int, head_dim: int, dtype: jnp.dtype, target: Target) -> Config:
-    """A setting for any shape; `length` queries a row, `n_keys` slots for keys."""
+def heuristic(
+    length: int,
+    n_keys: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    target: Target,
+    *,
+    sized: bool = False,
+    sloped: bool = False,
+) -> Config:
+    """A setting for any shape; `length` queries a row, `n_keys` slots for keys.
+
+    Masks of a size and ALiBi's slopes take registers, which AMD's largest blocks leave none of.
+    """
     padded = padded_head(head_dim)
     block_q = min(128, max(_SMALLEST, pl.next_power_of_2(length)))
     block_k = min(128, max(_SMALLEST, pl.next_power_of_2(n_keys)))
@@ -59,7 +71,8 @@ def heuristic(length: int, n_keys: int, head_dim: int, dtype: jnp.dtype, target:
     if target == "gfx11":  # operands take twice the registers there, of which there are 256
         if padded > 128:
             return Config(_SMALLEST, _SMALLEST, 8, 1, False)
-        return Config(min(block_q, 64), min(block_k, 32), 8, 1, peel=padded < 128)
+        most = 32 if sloped and padded == 128 else 64
+        return Config(min(block_q, most), min(block_k, 32), 8, 1, peel=padded < 128)
     if target == "cuda":  # within the 99 KiB of shared memory that small devices have
         if padded > 128:
             return Config(min(block_q, 64), min(block_k, 32), 8, 2)
@@ -68,7 +81,7 @@ def heuristic(length: int, n_keys: int, head_dim: int, dtype: jnp.dtype, target:
         )
     if padded > 128:
         return Config(min(block_q, 64), min(block_k, 32), 4, 1)
-    return Config(block_q, min(block_k, 64), 8, 1)
+    return Config(block_q, min(block_k, 32 if sized or sloped else 64), 8, 1)
 
 
 def tuning_space(
@@ -132,14 +145,23 @@ def prefill_attention(
 
     Args:
         query_positions: absolute positions, in any order; -1 marks padding.
-        terms: of the scores.
+        terms: of the scores. With slopes, the queries of a block should lie within some thousands
+            of positions: f32 holds distances from the last of them.
         target: whose instructions to use; "interpret" runs on the CPU.
         config: how to cut the work; None takes the heuristic's.
     """
     batch, length, n_heads, head_dim = q.shape
     n_keys = k.shape[2]
     if config is None:
-        config = heuristic(length, n_keys, head_dim, q.dtype, target)
+        config = heuristic(
+            length,
+            n_keys,
+            head_dim,
+            q.dtype,
+            target,
+            sized=mask.size > 0,
+            sloped=terms.slopes is not None,
+        )
     # Rows of values begin at whole vectors, so that they are loaded as such.
     v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -n_keys % _VECTOR))) if n_keys % _VECTOR else v
     operands = {
@@ -196,7 +218,12 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
     n_real = jnp.minimum(inputs["lengths"][row], n_keys)
     span = key_span(mask, positions, n_real, block_k)
 
-    slope = inputs["slopes"][head] * LOG2_E if "slopes" in inputs else None
+    # Distances are counted from the last query: one number a key instead of one a score. What is
+    # missing is the same for all scores of a query, and changes no weight.
+    bias_at = None
+    if "slopes" in inputs:
+        slope, last = inputs["slopes"][head] * LOG2_E, jnp.max(positions)
+        bias_at = lambda places: slope * (places - last).astype(jnp.float32)  # noqa: E731
 
     def step(masked, i, carry):
         acc, best, total = carry
@@ -206,8 +233,8 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
             inside(keys, n_keys if masked else None, dims, head_dim),
         )
         visible = span.sees(keys) if masked else None
-        biases = None if slope is None else (slope, keys[None, :] - positions[:, None])
-        scores, factor = score_exponents(_dot(q, k), scale, softcap, biases, target)
+        bias = None if bias_at is None else bias_at(keys)[None, :]
+        scores, factor = score_exponents(_dot(q, k), scale, softcap, bias, target)
         weights, best, shrink = weigh(scores, best, factor, visible, target)
         v = load_or_zero(
             v_ref.at[row, kv_head, dims[:, None], keys[None, :]],
@@ -220,6 +247,8 @@ def _kernel(*refs, names, config: Config, mask: Mask, scale: float, softcap: flo
     total = jnp.zeros((config.block_q,), jnp.float32)
     if "sinks" in inputs:
         sink = inputs["sinks"][head] * LOG2_E
+        if bias_at is not None:
+            sink += bias_at(positions)
         best = jnp.maximum(best, sink)
         total = exp2(sink - best, target)
     carry = (jnp.zeros((config.block_q, padded), jnp.float32), best, total)

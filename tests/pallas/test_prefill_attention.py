@@ -106,6 +106,18 @@ def test_one_term_alone(term):
     assert np.abs(found - kernel(*arrays, positions, lengths)).max() > 0.01
 
 
+def test_distances_are_exact_far_into_a_context():
+    """They are counted from the block's last query, near which all weight is."""
+    q, k, v = draw(14, 1, 20, (2, 1), 1200, 16)
+    positions, lengths = rows((1180,), (20,), 20)
+    positions[0, [3, 11]] = positions[0, [11, 3]]
+    positions[0, 15:] = -1
+    terms = ScoreTerms(slopes=jnp.array([0.7, 0.004]), sinks=jnp.array([1.0, 2.0]))
+    found = kernel(q, k, v, positions, lengths, terms=terms, config=Config(32, 32, 4, 1))
+    expected = attention_reference(q, k, v, positions, lengths, Mask(), 0.3, terms)
+    assert_allclose(found, expected, atol=5e-6)
+
+
 def test_a_sink_of_minus_infinity_is_none():
     arrays = draw(13, 1, 16, (4, 2), 32, 16)
     positions, lengths = rows((9,), (16,), 16)
@@ -192,10 +204,12 @@ def test_vmap():
     dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
 )
 def test_the_heuristic_answers_for_every_shape(target, length, n_keys, head_dim, dtype):
-    config = heuristic(length, n_keys, head_dim, jnp.dtype(dtype), target)
-    assert config.block_q & (config.block_q - 1) == 0 == config.block_k & (config.block_k - 1)
-    assert min(config.block_q, config.block_k) >= 16
-    space = module.tuning_space(length, n_keys, head_dim, jnp.dtype(dtype), target)
+    shape = length, n_keys, head_dim, jnp.dtype(dtype), target
+    config = heuristic(*shape)
+    for one in (config, heuristic(*shape, sized=True), heuristic(*shape, sloped=True)):
+        assert one.block_q & (one.block_q - 1) == 0 == one.block_k & (one.block_k - 1)
+        assert min(one.block_q, one.block_k) >= 16
+    space = module.tuning_space(*shape)
     assert space[0] == config
     assert len(set(space)) == len(space)
 
