@@ -88,9 +88,16 @@ def _gelu_of_halves(x: Array) -> Array:
     Argument and result are rounded to f16 between -10 and 10; beyond, the result is 0 or the
     argument. Kernels do not round: they compute in 16 bits, or their error is stated.
     """
-    rounded = jax.lax.reduce_precision(_gelu(jax.lax.reduce_precision(x, 5, 10)), 5, 10)
+    rounded = _rounded_to_half(_gelu(_rounded_to_half(x)))
     outside = jnp.where(x <= -_LARGEST_HALVES, 0.0, x)
     return jnp.where(jnp.abs(x) < _LARGEST_HALVES, rounded, outside)
+
+
+def _rounded_to_half(x: Array) -> Array:
+    """To f16's numbers, those without leading 1 included, which `reduce_precision` makes zeros."""
+    # Not by conversion there and back, which XLA takes out.
+    below = jnp.round(x * jnp.float32(2.0**24)) * jnp.float32(2.0**-24)
+    return jnp.where(jnp.abs(x) < 2.0**-14, below, jax.lax.reduce_precision(x, 5, 10))
 
 
 _PLAIN: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
