@@ -9,14 +9,16 @@ from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 Matrices = Mapping[str, tuple[GGMLType, tuple[int, ...]]]
 """Type and shape of every matrix and stack of a model by its GGUF name, plain ones included."""
 
-_GATE_AND_UP = ("ffn_gate", "ffn_up")
+_GATES = (("ffn_gate", "ffn_up"), ("ffn_gate_shexp", "ffn_up_shexp"))
+"""Stems of a gate and of what it multiplies."""
 
 _TOGETHER = (
     ("attn_q", "attn_k", "attn_v", "attn_q_a", "attn_kv_a_mqa"),
     ("attn_q_b",),
     ("attn_output",),
-    _GATE_AND_UP,
+    *_GATES,
     ("ffn_down",),
+    ("ffn_down_shexp",),
     ("ffn_gate_inp",),
 )
 """Stems of the matrices of a layer, by the input they share."""
@@ -75,5 +77,5 @@ def _launch(matrices: Matrices, names: list[str]) -> Launch:
         types=tuple(type for type, _ in found),
         sizes=tuple(shape[0] for _, shape in found),
         k=found[0][1][1],
-        gated=tuple(name.split(".")[-2] for name in names) == _GATE_AND_UP,
+        gated=tuple(name.split(".")[-2] for name in names) in _GATES,
     )
