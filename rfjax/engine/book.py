@@ -11,6 +11,7 @@ from rfjax.engine.plan import Plan
 from rfjax.engine.scheduler import Event, Received, transition
 from rfjax.engine.scheduler_config import SchedulerConfig
 from rfjax.engine.scheduler_state import SchedulerState, initial_state
+from rfjax.engine.sequence import new
 
 
 class Shown(NamedTuple):
@@ -95,13 +96,13 @@ def _advanced(book: Book, event: Event, rows: Mapping[int, RowResult]) -> tuple[
     state, effects = transition(book.state, event)
     shown = []
     for output in effects.outputs:
-        n, row = len(output.token_ids), rows.get(output.sequence)
+        row = rows.get(output[0])  # the sequence
         if row is None:
             shown.append(Shown(output, [], None))
         else:
-            logprobs, tops = row.logprobs, row.top_logprobs
+            n, logprobs, tops = len(output.token_ids), row.logprobs, row.top_logprobs
             if n < len(logprobs):  # the sequence ended before
                 logprobs, tops = logprobs[:n], None if tops is None else tops[:n]
-            shown.append(Shown(output, logprobs, tops))
+            shown.append(new(Shown, (output, logprobs, tops)))
     metrics = recorded(book.metrics, state, effects)
     return Book(state, metrics, (*book.news, *shown)), effects.plan

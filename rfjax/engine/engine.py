@@ -401,17 +401,17 @@ class Engine:
         """Carry the news to the handles; each step can be repeated after an interrupt."""
         while news := self._book.news:
             stops: list[Stopped] = []
+            handles = self._handles
             for item in news:
-                match item:
-                    case Shown(output):
-                        sample = self._handles[output.request.id].samples[output.sample]
-                        finish = sample.show(item)
-                        if finish is not None and output.finish is None:
-                            stops.append(Stopped(output.sequence, finish, self._clock()))
-                    case Reported(request_id, result):
-                        self._handles[request_id].report(result)
-                    case Fault(sequence, message):
-                        stops.append(Stopped(sequence, Failed(message), self._clock()))
+                if isinstance(item, Shown):  # nearly all: one for each sequence of a burst
+                    output = item[0]
+                    finish = handles[output.request.id].samples[output.sample].show(item)
+                    if finish is not None and output.finish is None:
+                        stops.append(Stopped(output.sequence, finish, self._clock()))
+                elif isinstance(item, Reported):
+                    handles[item.request_id].report(item.result)
+                elif isinstance(item, Fault):
+                    stops.append(Stopped(item.sequence, Failed(item.message), self._clock()))
             book = dataclasses.replace(self._book, news=())
             for stop in stops:
                 book, _ = advanced(book, stop)
@@ -426,10 +426,10 @@ class Engine:
         with self._changing:
             self._tell()
             live = self._book.state.requests
-            for handle in list(self._handles.values()):
+            for name, handle in list(self._handles.items()):
                 # One that has not ended and is not under way was never quite submitted.
-                if handle.id not in live and (handle.is_delivered or not handle.done):
-                    del self._handles[handle.id]
+                if name not in live and (handle.is_delivered or not handle.done):
+                    del self._handles[name]
         given, self._given = self._given, []
         return given
 

@@ -19,7 +19,8 @@ from rfjax.engine.output import (
     stop_reason_of,
 )
 from rfjax.engine.request import Request
-from rfjax.engine.stop import Decoder, TextPiece, TextStream
+from rfjax.engine.sequence import new
+from rfjax.engine.stop import Decoder, TextStream
 from rfjax.errors import RequestError
 
 
@@ -30,28 +31,23 @@ class _Entry(NamedTuple):
 
 
 class SampleHandle:
-    """The output of one sequence so far."""
+    """The output of one sequence so far.
+
+    Attributes:
+        entries: its pieces, each with what is known of the sequence then.
+    """
 
     def __init__(self, request: Request, index: int, make_decoder: Callable[[], Decoder]):
         self._request = request
         self._index = index
         self._make_decoder = make_decoder
         self._text: TextStream | None = None
-        self._entries: list[_Entry] = []
+        self.entries: list[_Entry] = []
 
     @property
     def finish(self) -> Finish | None:
         """Why it ended; None while it goes on."""
-        return self._entries[-1].finish if self._entries else None
-
-    @property
-    def n_pieces(self) -> int:
-        """How many pieces there are so far."""
-        return len(self._entries)
-
-    def piece(self, at: int) -> StreamOutput:
-        """Piece `at` of the output."""
-        return self._entries[at].piece
+        return self.entries[-1].finish if self.entries else None
 
     def show(self, news: Shown) -> Finish | None:
         """Take further tokens or the end; what was taken before is not taken again.
@@ -59,36 +55,36 @@ class SampleHandle:
         Returns:
             Why the sequence is over, if it is: the scheduler may not know it yet.
         """
-        output = news.output
-        _, n_before, finish = self._entries[-1] if self._entries else (None, 0, None)
-        if finish is not None or (output.finish is None and output.n_output == n_before):
+        output, logprobs, tops = news
+        sequence_finish, token_ids = output.finish, output.token_ids
+        _, n_before, finish = self.entries[-1] if self.entries else (None, 0, None)
+        if finish is not None or (sequence_finish is None and output.n_output == n_before):
             return finish
-        assert output.n_output == n_before + len(output.token_ids)
+        assert output.n_output == n_before + len(token_ids)
         text, self._text = self._text or self._replayed(), None
         try:
-            read = text.push(output.token_ids, output.finish)
+            shown, n, finish = text.push(token_ids, sequence_finish)
         except RequestError as error:  # the model chose a token that the tokenizer does not have
-            read = TextPiece("", len(output.token_ids), Failed(str(error)))
-        tops = news.top_logprobs if self._request.params.logprobs else None
-        shown, n, finish = read
-        piece = StreamOutput(
-            text=shown,
-            token_ids=list(output.token_ids[:n]),
-            logprobs=news.logprobs[:n],
-            finish_reason=None if finish is None else finish.reason,
-            stop_reason=None if finish is None else stop_reason_of(finish, self._request),
-            top_logprobs=None if tops is None else tops[:n],
-            error=None if finish is None else error_of(finish),
-            request_id=self._request.id,
-            sample=self._index,
-        )
-        self._entries.append(_Entry(piece, output.n_output, finish))
+            shown, n, finish = "", len(token_ids), Failed(str(error))
+        if not self._request.params.logprobs:
+            tops = None
+        if n < len(token_ids):  # a stop string ended it before
+            token_ids, logprobs = token_ids[:n], logprobs[:n]
+            tops = None if tops is None else tops[:n]
+        reason = stop_reason = error = None
+        if finish is not None:
+            reason, error = finish.reason, error_of(finish)
+            stop_reason = stop_reason_of(finish, self._request)
+        of = self._request.id, self._index
+        told = shown, list(token_ids), logprobs, reason, stop_reason, tops, error, *of
+        piece = new(StreamOutput, told)
+        self.entries.append(new(_Entry, (piece, output.n_output, finish)))
         self._text = text
         return finish
 
     def output(self) -> SampleOutput:
         """The whole; of a sequence that has ended."""
-        pieces = [entry.piece for entry in self._entries]
+        pieces = [entry.piece for entry in self.entries]
         last = pieces[-1]
         assert last.finish_reason is not None
         tops = None
@@ -107,7 +103,7 @@ class SampleHandle:
     def _replayed(self) -> TextStream:
         """A text stream that has read what was shown: at the start, and after an interrupt."""
         text = TextStream(self._make_decoder(), self._request.params)
-        text.push(list(chain.from_iterable(entry.piece.token_ids for entry in self._entries)))
+        text.push(list(chain.from_iterable(entry.piece.token_ids for entry in self.entries)))
         return text
 
 
@@ -162,14 +158,15 @@ class RequestHandle:
 
     def has_more(self, given: list[int]) -> bool:
         """Whether there is more than `given` pieces of each sample."""
-        return given != [sample.n_pieces for sample in self.samples]
+        return given != [len(sample.entries) for sample in self.samples]
 
     def pieces(self, given: list[int]) -> Iterator[StreamOutput]:
         """What is new since `given` pieces of each sample, which are counted up before each."""
         for index, sample in enumerate(self.samples):
-            while given[index] < sample.n_pieces:
+            entries = sample.entries
+            while given[index] < len(entries):
                 given[index] += 1
-                yield sample.piece(given[index] - 1)
+                yield entries[given[index] - 1][0]
 
     def undelivered(self) -> Iterator[StreamOutput]:
         """Pieces that were not given here before: the engine's."""
