@@ -56,7 +56,7 @@ def make_engine(
     runner = PlanRunner(
         model.params, model.config, made, kv_dtype=kv_dtype, logits_processors=processors
     )
-    runner._few_programs = few_programs
+    runner._rounded = dataclasses.replace(runner._rounded, few_programs=few_programs)
     vocab_size = model.config.vocab_size
     return Engine(runner, made, vocab_size=vocab_size, tokenizer=model.tokenizer, depth=depth)
 
