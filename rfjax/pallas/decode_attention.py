@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from rfjax.ops.mask import Mask
-from rfjax.ops.scores import ScoreTerms
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas.combine_attention import combine_attention
 from rfjax.pallas.decode_heads import Heads, prepare_heads
 from rfjax.pallas.decode_span import decode_span
@@ -110,7 +110,7 @@ def tuning_space(
 
 
 def declines(
-    q: Array, k_cache: Array, v_cache: Array, half: int, scale: float, terms: ScoreTerms
+    q: Array, k_cache: Array, v_cache: Array, half: int, scale: float, terms: ScoreTerms = NO_TERMS
 ) -> str | None:
     """Why the kernel does not take these arguments, or None if it does."""
     _, _, capacity, head_dim = k_cache.shape

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rfjax.cache.dense import LayerCache
 from rfjax.ops.decode_attention import decode_attention as reference
 from rfjax.ops.mask import Mask
+from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.pallas.decode_attention import (
     Config,
     declines,
@@ -280,9 +281,9 @@ def test_the_heuristic_answers_for_every_shape(
 
 
 def test_what_it_declines():
-    def answer(case, scale=1.0):
+    def answer(case, scale=1.0, terms=NO_TERMS):
         arrays, _ = draw(case, 0, 1)
-        return declines(arrays[0], arrays[3], arrays[4], case.half, scale)
+        return declines(arrays[0], arrays[3], arrays[4], case.half, scale, terms)
 
     assert answer(Case()) is None
     assert answer(Case(dtype="bfloat16", size=80, half=40)) is None
@@ -292,3 +293,7 @@ def test_what_it_declines():
     assert "256" in (answer(Case(size=257)) or "")
     assert "rotated" in (answer(Case(size=8, half=8)) or "")
     assert "positive" in (answer(Case(), scale=-1.0) or "")
+    one = np.ones(2, np.float32)
+    assert "soft cap" in (answer(Case(), terms=ScoreTerms(softcap=1.0)) or "")
+    assert "ALiBi" in (answer(Case(), terms=ScoreTerms(slopes=one)) or "")
+    assert "sinks" in (answer(Case(), terms=ScoreTerms(sinks=one)) or "")
