@@ -66,15 +66,21 @@ TYPICAL = (
 
 
 def heads_of(layer: LayerConfig) -> Heads:
-    """A layer's attention, with fewer kv heads and masks small enough to matter in a small case."""
+    """A layer's attention, with fewer kv heads and masks small enough to matter in a small case.
+
+    Of latent attention what it is within rows: every head has keys and values of its own.
+    """
     mask, rope, norm = layer.mask, layer.rope, layer.qk_norm
+    n_kv, size = layer.n_kv_heads, layer.head_dim
+    if layer.latent is not None:
+        n_kv, size = layer.n_heads, max(size, layer.latent.value_dim)
     if mask.size > _LARGEST_MASK:
         mask = Mask(mask.kind, _LARGEST_MASK)
     return Heads(
-        group=layer.n_heads // layer.n_kv_heads,
-        n_kv=min(2, layer.n_kv_heads),
-        size=layer.head_dim,
-        rotated=layer.head_dim // 2 * 2 if rope is None else rope.dimension,
+        group=layer.n_heads // n_kv,
+        n_kv=min(2, n_kv),
+        size=size,
+        rotated=size // 2 * 2 if rope is None else rope.dimension,
         pairing="half" if rope is None else rope.pairing,
         mask=mask,
         norms=norm is not None and norm.over == "head" and not norm.after_rope,

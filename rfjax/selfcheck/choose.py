@@ -60,9 +60,9 @@ def model_cases(
         apart: whether it is spread over a mesh, where no two matrices share a launch.
     """
     experts = () if apart else dict.fromkeys(_experts(matrices))
-    plain = [layer for layer in config.layers if layer.latent is None]
-    heads = dict.fromkeys(heads_of(layer) for layer in plain)
-    paged = dict.fromkeys(paged_heads_of(layer) for layer in plain)
+    heads = dict.fromkeys(heads_of(layer) for layer in config.layers)
+    in_pages = (layer for layer in config.layers if layer.latent is None)
+    paged = dict.fromkeys(paged_heads_of(layer) for layer in in_pages)
     return (
         *launch_cases(launches(matrices, apart=apart), config.dtype),
         *(experts_case(stacks, config.dtype, sizes) for stacks, sizes in experts),

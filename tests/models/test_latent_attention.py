@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from rfjax.cache.paged import init_paged_cache, pages_sharding
 from rfjax.models.attention_inputs import AttentionInputs
 from rfjax.models.config import AttentionTemperature, Latent, LayerConfig, ModelConfig
 from rfjax.models.latent_attention import latent_attention
-from rfjax.models.params import Linear
+from rfjax.models.params import Block, Linear
 from rfjax.models.params import Norm as NormWeight
 from rfjax.ops.linear import Norm
 from rfjax.ops.mask import Mask
@@ -42,10 +41,8 @@ def layer_of(name, **changes):
     n_heads, latent = LATENTS[name]
     rope = Rope("interleaved", latent.rope_dim, BASE)
     head_dim = latent.nope_dim + latent.rope_dim
-    layer = LayerConfig(
-        n_heads, 1, head_dim, SCALE, Mask(), rope, False, "silu", 0, None, frozenset()
-    )
-    return dataclasses.replace(layer, latent=latent, **changes)
+    layer = LayerConfig(n_heads, 1, head_dim, SCALE, Mask(), rope, "silu", 0, None, latent=latent)
+    return dataclasses.replace(layer, **changes)
 
 
 def weights_of(layer, seed=0):
@@ -70,14 +67,11 @@ def weights_of(layer, seed=0):
 
 
 def block_of(weights):
-    stems = ("attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_kv_b")
-    fields = dict.fromkeys((*stems, "attn_q_a_norm", "attn_kv_a_norm"))
-    for stem, weight in weights.items():
-        fields[stem] = (NormWeight if "norm" in stem else Linear)(weight)
-    return types.SimpleNamespace(**fields)
+    kinds = {stem: NormWeight if "norm" in stem else Linear for stem in weights}
+    return Block(**{stem: kinds[stem](weight) for stem, weight in weights.items()})
 
 
-CONFIG = ModelConfig("deepseek2", 8, WIDTH, 64, EPS, (), False, False, False)
+CONFIG = ModelConfig("deepseek2", 8, WIDTH, 64, EPS, (), tied_output=False)
 
 
 @functools.partial(jax.jit, static_argnames="layer")
