@@ -13,9 +13,6 @@ from rfjax.ops.logprobs import Normalizer, most_likely, normalizer, of_tokens
 from rfjax.ops.penalties import in_output, penalize, seen
 from rfjax.typing import Array, Bool, Float, Int
 
-MOST_LOGPROBS = 20
-"""Most tokens of a row whose log-probabilities are reported."""
-
 _COLDEST = 1e-5
 """Temperatures below are greedy, as in vLLM."""
 
@@ -153,7 +150,7 @@ def sample(
     positions: Int[Array, " B"],
     *,
     processors: tuple[LogitsProcessor, ...] = (),
-    n_top: int = MOST_LOGPROBS,
+    n_top: int,
 ) -> Sampled:
     """The next token of every row.
 

@@ -14,7 +14,7 @@ from rfjax.ops import filters
 from rfjax.ops.penalties import IN_PROMPT, counted
 from rfjax.ops.sampling import sample
 
-step = jax.jit(sample)
+step = jax.jit(functools.partial(sample, n_top=20))
 
 
 def mixture(n, vocab):
@@ -83,7 +83,7 @@ def test_counts_are_updated_in_place_in_a_loop():
 
         def one(i, carry):
             counts, _ = carry
-            found = sample(logits, sampling, counts, rows, at + i)
+            found = sample(logits, sampling, counts, rows, at + i, n_top=20)
             return counted(counts, rows, found.token_ids, ~found.failed), found.token_ids
 
         return jax.lax.fori_loop(0, 3, one, (counts, rows))
