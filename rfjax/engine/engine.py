@@ -267,9 +267,9 @@ class Engine:
         for that one.
 
         Args:
-            sampling_params: of every kind that will come. What is chosen by which temperature is
-                one program for all; penalties, several samples, log-probabilities of prompts and
-                more than eight stop tokens or biases take further ones.
+            sampling_params: of every kind that will come. One program serves all temperatures and
+                cutoffs; penalties, several samples, log-probabilities of prompts, and more than
+                eight stop tokens or biases take others.
             sequences: most of them under way at a time; None takes all that the engine allows.
             prompt_tokens: most tokens of prompts that arrive together; None sets no limit.
             threads: programs compiled at a time; None takes one for each processor.
