@@ -104,6 +104,15 @@ def test_more_prompts_than_the_queue_holds(tiny_llama_path, llm):
     assert small.generate(prompts, GREEDY) == llm.generate(prompts, GREEDY)
 
 
+def test_a_warm_up_says_what_it_compiled(llm):
+    for params in (GREEDY, [GREEDY], ()):
+        done = llm.warm_up(params, sequences=1, prompt_tokens=4, threads=1)
+        names = [program.name for program in done.programs]
+        assert names[:2] == ["decode of 1 rows", "prefill of 1 x 16 tokens"]
+    with pytest.raises(ConfigError, match="sequences: got 0"):
+        llm.warm_up(sequences=0)
+
+
 def test_a_prefix_is_taken_from_the_cache_in_later_calls(llm):
     prompt = "the other in the heat on the ton so it was " * 3
     first = llm.generate(prompt, GREEDY)
