@@ -98,7 +98,7 @@ def _shared(
         y = linear(hidden, down.weight, policy=config.kernels)
         if block.ffn_gate_inp_shexp is None:
             return y
-        products = h.astype(jnp.float32) * block.ffn_gate_inp_shexp.weight
+        products = h.astype(jnp.float32) * block.ffn_gate_inp_shexp.weight[None, :]
         logits = row_sum(products)
         share = 1.0 / (1.0 + exp_below_best(-logits, jnp.zeros_like(logits)))
         # Held as it is: XLA would contract the product with the sum for some shapes only.
