@@ -124,6 +124,7 @@ class LLM:
 
         Raises:
             CapacityError: one sequence's cache does not fit in the free memory; says what would.
+            UnsupportedError: the model is bidirectional and generates no text.
         """
         with self._making:
             if self._engine is None:

@@ -14,7 +14,7 @@ from rfjax.engine.config import EngineConfig
 from rfjax.engine.page_table import CacheGroup
 from rfjax.engine.rows import row_bytes
 from rfjax.engine.scheduler_config import SchedulerConfig, longest_step
-from rfjax.errors import CapacityError, ConfigError
+from rfjax.errors import CapacityError, ConfigError, UnsupportedError
 from rfjax.io.memory import Memory, gib, memory_of, step_bytes
 from rfjax.models.config import ModelConfig
 from rfjax.models.layer_groups import layer_groups
@@ -77,6 +77,7 @@ def plan_cache(
     Raises:
         CapacityError: a sequence of the context asked for does not fit; says what would.
         ConfigError: the context asked for is more than the model's.
+        UnsupportedError: its tokens see those behind them, so that none follows from a cache.
     """
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     memory = memory_of(devices)
@@ -95,6 +96,12 @@ def plan_in(
     mesh: Mesh | None = None,
 ) -> CachePlan:
     """`plan_cache` in a given room, of which a given share is for the engine."""
+    if any(layer.mask.kind == "bidirectional" for layer in config.layers):
+        raise UnsupportedError(
+            f"{config.architecture} generates no token after another: its tokens see those behind "
+            "them, too, and all of a text is computed at once. Take rfjax.models.decoder.forward "
+            "for its logits"
+        )
     if engine.max_context is not None and engine.max_context > config.context_length:
         raise ConfigError(
             f"max_context: got {engine.max_context}, and the model's context holds "

@@ -13,7 +13,7 @@ import rfjax
 from rfjax.cache.paged import init_paged_cache
 from rfjax.engine.cache_plan import plan_cache, plan_in
 from rfjax.engine.config import EngineConfig
-from rfjax.errors import CapacityError, ConfigError
+from rfjax.errors import CapacityError, ConfigError, UnsupportedError
 from rfjax.io.memory import Memory
 from rfjax.models.layer_groups import group_of_layers, layer_groups
 from rfjax.ops.mask import Mask
@@ -131,3 +131,12 @@ def test_a_plan_is_made_of_this_machine(model):
     assert "cache" in str(plan) and "(full) pages of 32 tokens" in str(plan)
     spread = plan_cache(model.params, model.config, EngineConfig(), make_mesh(model=2))
     assert spread.cache == plan.cache / 2
+
+
+def test_tokens_that_see_those_behind_them_are_not_generated(model):
+    layers = tuple(
+        dataclasses.replace(layer, mask=Mask("bidirectional")) for layer in model.config.layers
+    )
+    config = dataclasses.replace(model.config, layers=layers)
+    with pytest.raises(UnsupportedError, match="llama generates no token after another"):
+        plan_cache(model.params, config, EngineConfig())
