@@ -5,12 +5,13 @@ import logging
 from rfjax.errors import ModelFormatError, UnsupportedError
 from rfjax.io.gguf import GGUFFile
 from rfjax.models.arch import ArchSpec, Number, Sizes
-from rfjax.models.architectures import find_architecture
+from rfjax.models.architectures import ARCHITECTURES, find_architecture
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.models.configure_attention import AttentionReader, LayerHeads
 from rfjax.models.configure_experts import mixtures
 from rfjax.models.configure_rope import RopeReader
 from rfjax.models.hyperparameters import Hyperparameters
+from rfjax.models.nearest import find_nearest
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,15 @@ def configure(gguf: GGUFFile, *, dtype: str = "float32", context: int | None = N
 
     Raises:
         ModelFormatError: a key is missing, of the wrong type, out of range or contradicts another.
-        UnsupportedError: the architecture or a mechanism it asks for is not supported.
+        UnsupportedError: the architecture or a mechanism it asks for is not supported. Of an
+            unknown one the message names the nearest, and which tensors do not fit that.
     """
     try:
         spec = find_architecture(gguf.architecture)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{gguf.path}: {error}") from None
+        nearest = find_nearest(gguf, ARCHITECTURES.values(), configure_as)
+        more = "" if nearest is None else f". {nearest}"
+        raise UnsupportedError(f"{gguf.path}: {error}{more}") from None
     return configure_as(gguf, spec, dtype=dtype, context=context)
 
 
@@ -74,7 +78,8 @@ class _Reader:
         sizes = Sizes(n_layers, d_model, heads[0].n_heads, heads[0].head_dim)
         rope = RopeReader(hyper, spec, context_length)
         layers = self.layers(attention, heads, sizes, rope, stored)
-        factors = rope.stored_factors()
+        # Without a rotation nothing says how long they would be.
+        factors = rope.stored_factors() if any(layer.rope for layer in layers) else ()
         positions = spec.positions == "always" or (
             spec.positions == "optional" and "position_embd.weight" in self.tensors
         )
@@ -93,7 +98,7 @@ class _Reader:
             embedding_scale=self.scale("embedding_scale", spec.embedding_scale, sizes),
             learned_positions=context_length if positions else 0,
             logit_scale=self.logit_scale(sizes),
-            final_softcap=self.cap("final_logit_softcapping", spec.final_softcap),
+            final_softcap=self.bound("final_logit_softcapping", spec.final_softcap),
             rope_factors=rope.chosen_factors(factors, context),
             stored_factors=factors,
             dtype=dtype,
@@ -113,8 +118,8 @@ class _Reader:
         if None in experts:
             widths = self.widths(sizes.n_layers, stored)
         windows = attention.windows()
-        clamp = hyper.optional("attention.clamp_kqv", 0.0)
-        alibi = hyper.optional("attention.max_alibi_bias", _value(spec.alibi, sizes))
+        clamp = self.bound("attention.clamp_kqv", 0.0)
+        alibi = self.bound("attention.max_alibi_bias", _value(spec.alibi, sizes))
         residual = self.scale("residual_scale", spec.residual_scale, sizes)
         layers = []
         for i, (own, window, mixture) in enumerate(zip(heads, windows, experts, strict=True)):
@@ -136,7 +141,7 @@ class _Reader:
                     qk_norm=attention.qk_norm(i),
                     gated=spec.gated,
                     parallel=self.parallel(i),
-                    softcap=self.cap("attn_logit_softcapping", spec.softcap),
+                    softcap=self.bound("attn_logit_softcapping", spec.softcap),
                     sinks=spec.sinks,
                     alibi=alibi,
                     clamp_qkv=clamp,
@@ -198,7 +203,8 @@ class _Reader:
             return 1.0
         return 1.0 / stated if self.spec.logit_divisor else stated
 
-    def cap(self, name: str, default: float) -> float:
+    def bound(self, name: str, default: float) -> float:
+        """A number that something is limited by, where the architecture reads one; 0 is none."""
         value = self.hyper.optional(name, default)
         if value < 0:
             self.hyper.refuse(name, repr(value), "a number of at least 0")

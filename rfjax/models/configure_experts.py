@@ -26,13 +26,15 @@ def mixtures(
     n_experts = hyper.count("expert_count")
     if mixture is None or (mixture.when == "optional" and n_experts == 0):
         return (None,) * n_layers
+    n_dense = 0
+    if "leading_dense_block_count" in mixture.keys:
+        n_dense = hyper.count("leading_dense_block_count", most=n_layers)
+    if n_experts == 0 and n_dense == n_layers:  # Youtu's models: deepseek2 without experts
+        return (None,) * n_layers
     hyper.check_size("expert_count", n_experts, _MAX_EXPERTS)
     n_used = hyper.size("expert_used_count")
     if n_used > n_experts:
         hyper.refuse("expert_used_count", str(n_used), f"at most the {n_experts} experts")
-    n_dense = 0
-    if "leading_dense_block_count" in mixture.keys:
-        n_dense = hyper.count("leading_dense_block_count", most=n_layers)
     n_groups, n_groups_used = _groups(hyper, mixture, n_experts)
     widths = _widths(hyper, mixture, stored, n_used)
     shared = _shared(hyper, mixture, widths, stored)

@@ -8,6 +8,7 @@ from rfjax.models.latent_scale import latent_scale
 from rfjax.ops.rope import Rope
 
 _FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+_MAX_ALPHA = 1e6
 _KINDS = ("none", "linear", "yarn", "longrope")
 
 
@@ -88,6 +89,12 @@ class RopeReader:
         base = hyper.positive("rope.freq_base", default=10000.0)
         alpha = hyper.optional("rope.scaling.alpha", 0.0)
         if alpha > 0.0:  # NTK-aware extension: a larger base
+            if head_dim <= 2 or not 1 / _MAX_ALPHA <= alpha <= _MAX_ALPHA:
+                hyper.refuse(
+                    "rope.scaling.alpha",
+                    f"{alpha!r} and heads of {head_dim}",
+                    f"{1 / _MAX_ALPHA:g} to {_MAX_ALPHA:g} and heads of more than 2 elements",
+                )
             base *= alpha ** (head_dim / (head_dim - 2))
         if windowed and window is not None:
             default = base if window.base is None else window.base

@@ -6,7 +6,7 @@ from typing import NoReturn
 from rfjax.errors import ModelFormatError
 from rfjax.io.gguf import GGUFFile
 
-_MAX_SIZE = 1 << 31
+_MAX_SIZE = (1 << 31) - 1
 
 
 class Hyperparameters:
