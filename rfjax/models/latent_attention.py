@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.cache.dense import LayerCache
-from rfjax.cache.paged import LatentLayer, LayerPages, append_latent, read_latent
-from rfjax.models.attention_inputs import AttentionInputs
-from rfjax.models.config import AttentionTemperature, Latent, LayerConfig, ModelConfig
+from rfjax.cache.paged import LatentLayer, append_latent, read_latent
+from rfjax.models.attention_inputs import AttentionInputs, LayerView
+from rfjax.models.config import Latent, LayerConfig, ModelConfig
 from rfjax.models.params import Block, Linear
+from rfjax.models.temperature import growth
 from rfjax.ops.attention import attention
 from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.linear import Norm, Projection, linears
@@ -33,7 +34,7 @@ def latent_attention(
     x: Float[Array, "T D"],
     norm: Norm | None,
     inputs: AttentionInputs,
-    view: LayerCache | tuple[LayerPages, Int[Array, "B M"]] | None,
+    view: LayerView,
     tables: tuple[Float[Array, "T half"], Float[Array, "T half"]] | None,
     layer: LayerConfig,
     config: ModelConfig,
@@ -44,8 +45,8 @@ def latent_attention(
 
     Args:
         block: the layer's weights.
-        x: hidden states of T = B * L flat tokens.
-        norm: before the projections.
+        x: hidden states of T = B * L flat tokens, normalised already where `norm` is None.
+        norm: to apply before the projections.
         inputs: the B rows.
         view: the layer's pages and the rows' tables, or None: the rows attend within themselves.
         tables: cosine and sine of the tokens' positions, for the rotated elements alone.
@@ -64,8 +65,9 @@ def latent_attention(
         turned = apply_rope(turned, *tables, layer.rope.pairing)
         c, r = jnp.split(vectors[:, None, :], [latent.kv_rank], axis=-1)
         vectors = jnp.concatenate([c, apply_rope(r, *tables, layer.rope.pairing)], axis=-1)
-        if layer.temperature is not None:
-            grown = _growth(layer.temperature, inputs.flat_positions)[:, None, None]
+        grown = growth(layer.temperature, inputs)
+        if grown is not None:
+            grown = grown[:, None, None]
             kept, turned = ((y.astype(jnp.float32) * grown).astype(y.dtype) for y in (kept, turned))
     to_keys, to_values = _per_head(block, layer.n_heads, latent, x)
     with jax.named_scope("attention"):
@@ -80,12 +82,6 @@ def latent_attention(
         summed = _over_pages(rows(q), pages, table, inputs, layer, latent.kv_rank)
         out = _by_head(summed.reshape(len(x), layer.n_heads, -1), to_values)
         return out.reshape(len(x), -1), pages
-
-
-def _growth(temperature: AttentionTemperature, positions: Int[Array, " T"]) -> Float[Array, " T"]:
-    """What multiplies each token's queries, f32."""
-    steps = (positions // temperature.length).astype(jnp.float32)
-    return 1.0 + jnp.log(steps + 1.0) * jnp.float32(temperature.scale)
 
 
 def _project(

@@ -12,6 +12,7 @@ from rfjax.models.attention_inputs import AttentionInputs, LayerView
 from rfjax.models.config import LayerConfig, ModelConfig
 from rfjax.models.normalize import normalized
 from rfjax.models.params import Block, Norm
+from rfjax.models.temperature import growth
 from rfjax.ops import linear
 from rfjax.ops.attention import attention
 from rfjax.ops.decode_attention import decode_attention
@@ -110,14 +111,6 @@ def _terms(block: Block, layer: LayerConfig) -> ScoreTerms:
     return ScoreTerms(sinks=sinks, slopes=slopes, softcap=layer.softcap)
 
 
-def _temperature(layer: LayerConfig, inputs: AttentionInputs) -> Float[Array, " T"] | None:
-    """What multiplies each token's queries, f32."""
-    if layer.temperature is None:
-        return None
-    steps = (inputs.flat_positions // layer.temperature.length).astype(jnp.float32)
-    return 1.0 + jnp.log(steps + 1.0) * jnp.float32(layer.temperature.scale)
-
-
 def _attend_one(block, heads: _Heads, inputs, cache, layer: LayerConfig, config: ModelConfig):
     """A decode step: one token a row, from its heads to the written cache."""
     if isinstance(cache, tuple):
@@ -139,7 +132,7 @@ def _attend_one(block, heads: _Heads, inputs, cache, layer: LayerConfig, config:
         eps=config.norm_eps,
         q_norm=heads.q_norm,
         k_norm=heads.k_norm,
-        q_multiplier=_temperature(layer, inputs),
+        q_multiplier=growth(layer.temperature, inputs),
         terms=_terms(block, layer),
         policy=config.kernels,
     )
@@ -155,7 +148,7 @@ def _attend_rows(block, heads: _Heads, inputs, cache, layer: LayerConfig, config
     if heads.tables is not None:
         with jax.named_scope("rope"):
             q, k = _rotated(q, heads.tables, layer), _rotated(k, heads.tables, layer)
-    grown = _temperature(layer, inputs)
+    grown = growth(layer.temperature, inputs)
     if grown is not None:
         q = (q.astype(jnp.float32) * grown[:, None, None]).astype(q.dtype)
     rows = lambda y: y.reshape(batch, length, *y.shape[1:])  # noqa: E731
