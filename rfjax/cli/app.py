@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rfjax.cli import bench, chat, demo, doctor, generate, inspect, perplexity, selfcheck, tune
+from rfjax.cli import (
+    archs,
+    bench,
+    chat,
+    demo,
+    doctor,
+    generate,
+    inspect,
+    perplexity,
+    selfcheck,
+    tune,
+)
 from rfjax.cli.guard import GuardedGroup
 
 app = typer.Typer(
@@ -23,6 +34,7 @@ app.command()(chat.chat)
 app.command()(perplexity.perplexity)
 app.command()(bench.bench)
 app.command()(inspect.inspect)
+app.command()(archs.archs)
 app.command()(doctor.doctor)
 app.command()(selfcheck.selfcheck)
 app.command()(tune.tune)

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, and what declares itself so: Mistral, Yi, Mixtral, TinyLlama, SmolLM."""
+"""Llama 1 to 3, Mistral, Yi, Mixtral, TinyLlama, SmolLM: experts where a file has them."""
 
 from rfjax.models.arch import DENSE_FFN, QKV, ArchSpec, Mixture
 
