@@ -15,6 +15,7 @@ from rfjax.engine.cache_plan import plan_cache, plan_in
 from rfjax.engine.config import EngineConfig
 from rfjax.errors import CapacityError, ConfigError, UnsupportedError
 from rfjax.io.memory import Memory
+from rfjax.models.config import Latent
 from rfjax.models.layer_groups import group_of_layers, layer_groups
 from rfjax.ops.mask import Mask
 from rfjax.sharding import make_mesh
@@ -71,6 +72,18 @@ def test_a_plan_fits_in_its_room(model, mixed, megabytes, slots, page_size, kv_d
     assert [group.window for group in plan.sizes.groups] == [None, 40]
     # The window's pages do not grow with the context.
     assert plan.sizes.groups[1].n_pages <= 1 + slots * (-(-(40 + 512 + 64) // page_size) + 1)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_latent_layers_are_planned_by_what_they_keep(model, mixed, kv_dtype):
+    latent = Latent(0, kv_rank=24, nope_dim=12, rope_dim=4, value_dim=16, split=True)
+    layers = tuple(dataclasses.replace(layer, latent=latent) for layer in mixed.layers)
+    config = dataclasses.replace(mixed, layers=layers)
+    engine = EngineConfig(max_batch_size=2, max_context=1000, kv_dtype=kv_dtype)
+    plan = planned(model, config, engine, 1 << 30)
+    assert plan.cache == allocated(plan, config, engine)
+    assert plan.cache < planned(model, mixed, engine, 1 << 30).cache
+    assert plan.workspace > planned(model, mixed, engine, 1 << 30).workspace
 
 
 def test_more_memory_is_more_pages_until_every_slot_has_a_whole_context(model, mixed):
