@@ -142,8 +142,13 @@ def test_a_row_alone_equals_the_row_in_a_batch():
     layer = layer_of("bottleneck, split")
     weights, x = weights_of(layer), hidden(3, batch=5)
     together = in_steps(weights, x, layer, [20, 1, 1])
+    at = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (5, LENGTH))
+    without_pages, _ = attend(weights, x, at, layer=layer)
     for i in (0, 4):
-        assert_array_equal(together[i : i + 1], in_steps(weights, x[i : i + 1], layer, [20, 1, 1]))
+        row = x[i : i + 1]
+        assert_array_equal(together[i : i + 1], in_steps(weights, row, layer, [20, 1, 1]))
+        alone, _ = attend(weights, row, at[:1], layer=layer)
+        assert_array_equal(without_pages[i : i + 1], alone)
 
 
 def test_padding_is_not_written_and_changes_nothing():
