@@ -26,7 +26,7 @@ PYTEST := "$(PY)" -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-newest kernels lint format lock clean
+.PHONY: help setup demo test test-newest kernels archs lint format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,9 @@ test-newest: $(NEWEST) ## run the tests without the lock, on the newest releases
 
 kernels: $(INSTALLED) ## compile every kernel for AMD GPUs and write the tables of docs/kernels.md
 	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.kernel_table
+
+archs: $(INSTALLED) ## measure every architecture against llama.cpp and write docs/architectures.md
+	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.arch_record
 
 lint: $(INSTALLED) ## everything CI checks besides the tests
 	"$(PY)" -m ruff check

@@ -175,8 +175,10 @@ def _check(aspect: str, examine: Callable[[GGUFFile], str], gguf: GGUFFile) -> C
 
 def _architecture(gguf: GGUFFile) -> str:
     from rfjax.models.architectures import find_architecture
+    from rfjax.models.mechanisms import mechanisms
 
-    return find_architecture(gguf.architecture).name
+    spec = find_architecture(gguf.architecture)
+    return f"{spec.name}: {', '.join(mechanisms(spec))}"
 
 
 def _tensor_types(gguf: GGUFFile) -> str:

@@ -130,7 +130,7 @@ def fused_products(spec: ArchSpec) -> tuple[str, ...]:
 
 @functools.cache
 def conformance_record() -> Mapping[str, Conformance]:
-    """What was measured, by architecture; `make architectures` writes it."""
+    """What was measured, by architecture; `make archs` writes it."""
     folder = importlib.resources.files("rfjax.models.archs")
     record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     return MappingProxyType(

@@ -1,11 +1,22 @@
-"""Logits of random models of every architecture equal llama.cpp's."""
+"""Logits of random models of every architecture equal llama.cpp's, and the engine's tokens those.
+
+Of each mechanism, `tests/conformance` shows that such logits would notice it.
+"""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 from support.arch_goldens import GOLDENS, KEPT, stored
+from support.arch_record import as_recorded
+from support.gguf_files import write_gguf
 from support.mutations import nmse
+from support.random_gguf import Sizes, random_gguf
+from support.random_model import random_tokens
+from support.tiny_model import q8_0
 
+import rfjax
 from rfjax.io.load import load
 from rfjax.models.decoder import forward
 
@@ -22,7 +33,44 @@ def test_logits_equal_llama_cpp(name, tmp_path):
     # Operation by operation where there are many layers, all of which share what XLA compiles.
     whole = forward if golden.sizes.n_layers > 8 else run
     found = np.asarray(whole(model.params, golden.tokens(), config=model.config))[KEPT]
-    assert nmse(found, expected["logits"]) <= 1e-8
+    error = nmse(found, expected["logits"])
+    assert error <= 1e-8
+    assert as_recorded(name, error), "make archs"
     best = np.sort(expected["logits"], axis=-1)
     clear = best[:, -1] - best[:, -2] > 1e-4
     assert (found.argmax(-1) == expected["logits"].argmax(-1))[clear].all()
+
+
+NEVER_QUANTIZED = {"ffn_gate_inp", "position_embd", "attn_q_norm", "attn_k_norm"}
+"""Tensors of several dimensions that files keep as plain numbers."""
+
+Q8_SIZES = Sizes(ffn=64, expert_ffn=32, shared_ffn=32, q_rank=32, kv_rank=32, nope_dim=32)
+"""Rows of whole blocks."""
+
+
+def quantized(name, values):
+    """A tensor as Q8_0, where files have it so."""
+    matrix = values.ndim > 1 and values.shape[-1] % 32 == 0
+    return q8_0(values) if matrix and name.split(".")[-2] not in NEVER_QUANTIZED else values
+
+
+@pytest.mark.parametrize("name", ["bloom", "deepseek2", "gemma2", "gpt-oss"])
+def test_the_engine_generates_what_forward_does(name, tmp_path):
+    """32 tokens from packed Q8_0 weights."""
+    golden, sizes = GOLDENS[name], Q8_SIZES
+    if golden.sizes.n_kv_heads == golden.sizes.n_heads:
+        sizes = dataclasses.replace(sizes, n_kv_heads=sizes.n_heads)
+    keys, tensors = random_gguf(golden.family, sizes, seed=1, metadata=golden.metadata)
+    typed = {tensor: quantized(tensor, values) for tensor, values in tensors.items()}
+    path = write_gguf(tmp_path / "model.gguf", keys, typed)
+    llm = rfjax.LLM(path, weights="packed", compilation_cache=False)
+    prompt = random_tokens(2, 20, sizes.vocab).tolist()
+    params = rfjax.SamplingParams(max_tokens=32, temperature=0.0, ignore_eos=True)
+    (output,) = llm.generate([prompt], params)
+    assert len(output.token_ids) == 32
+    tokens = np.asarray([*prompt, *output.token_ids], np.int32)
+    asked = np.asarray(run(llm.model.params, tokens, config=llm.config))[len(prompt) - 1 : -1]
+    best = np.sort(asked, axis=-1)
+    clear = best[:, -1] - best[:, -2] > 1e-4
+    assert clear.sum() >= 24
+    assert (asked.argmax(-1) == tokens[len(prompt) :])[clear].all()

@@ -1,6 +1,6 @@
 """How far every architecture is from llama.cpp: the package's record, and the table in the docs.
 
-`make architectures`, or `python -m support.arch_record` in `tests/`, measures all models whose
+`make archs`, or `python -m support.arch_record` in `tests/`, measures all models whose
 logits are known (those of the conformance folder where it is there; else their figures stay as
 they are) and writes both. With `--table` it writes the document alone.
 """
@@ -38,7 +38,7 @@ LEAST, LEAST_OF_GELU = 1e-12, 1e-9
 """Errors below this are alike: roundings of f32; or of f16 in the GELU, where a single number that
 falls to the other side of the next one outweighs all else."""
 
-_BEGIN, _END = "<!-- begin: make architectures -->\n", "<!-- end: make architectures -->\n"
+_BEGIN, _END = "<!-- begin: make archs -->\n", "<!-- end: make archs -->\n"
 
 run = jax.jit(forward, static_argnames="config")
 
