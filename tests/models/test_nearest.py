@@ -110,6 +110,15 @@ def test_nothing_is_said_where_there_is_nothing_to_go_by(nearest, change, tensor
     assert nearest(keys | change, known if tensors is None else tensors) is None
 
 
+def test_more_heads_than_elements(nearest):
+    """Of 46 layers gemma2's scale is by a head's share of the width."""
+    keys, tensors = unknown("gemma2")
+    sizes = {"block_count": 46, "attention.head_count": 512, "attention.head_count_kv": 512}
+    keys |= {f"novel.{key}": value for key, value in sizes.items()}
+    found = nearest(keys, tensors)
+    assert found.refusal is None and found.n_misfits > 46
+
+
 NUMBERS = st.one_of(
     st.integers(-3, 70),
     st.sampled_from([0, 1, 46, 62, 64, 2**31 - 1, 2**40]),

@@ -11,7 +11,7 @@ _LAYERS_OF_27B = 62
 
 def attention_scale(sizes: Sizes) -> float:
     """By the size of a head, but in the 27B model by a head's share of the width."""
-    whole = sizes.d_model // sizes.n_heads
+    whole = max(sizes.d_model // sizes.n_heads, 1)
     return (whole if sizes.n_layers == _LAYERS_OF_27B else sizes.head_dim) ** -0.5
 
 
