@@ -43,7 +43,8 @@ def test_all():
     assert "unverified" not in out and "Q4_K" in out
 
 
-def test_what_was_not_measured_is_not_supported(without_a_measurement):
+@pytest.mark.usefixtures("without_a_measurement")
+def test_what_was_not_measured_is_not_supported():
     out = run()[1]
     llama, qwen2, qwen3 = out.splitlines()[1:4]
     assert "unverified" in llama and "unverified" in qwen2 and "unverified" not in qwen3

@@ -1,6 +1,7 @@
 """What is known of every architecture: complete, current, and supported only where measured."""
 
 import json
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from support.arch_goldens import GOLDENS
 from support.arch_record import (
     DOCUMENT,
     FACTOR,
+    RECORD,
+    ROOT,
     SHARED,
     as_recorded,
     generated,
@@ -38,6 +41,12 @@ def test_every_architecture_was_measured():
     for entry in catalog():
         assert entry.supported, entry.name
         assert entry.conformance is not None and 0 < entry.conformance.nmse <= LIMIT
+
+
+def test_the_record_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["rfjax"]
+    assert any(RECORD.relative_to(ROOT / "rfjax").match(pattern) for pattern in patterns)
 
 
 def test_every_golden_is_recorded():
