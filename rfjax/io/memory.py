@@ -218,14 +218,18 @@ def _dense_bytes(config: ModelConfig, largest_packed: int, rows: int) -> int:
     widths = []
     for layer in config.layers:
         experts, latent = layer.experts, layer.latent
-        ffn = layer.ffn_dim if experts is None else 2 * experts.ffn_dim * experts.n_used
+        ffn, copies = layer.ffn_dim, 0
+        if experts is not None:
+            ffn = 2 * experts.ffn_dim * experts.n_used + experts.shared_dim
+            # A token's inputs and results by expert, in blocks that are not full.
+            copies = 8 * config.d_model * experts.n_used
         heads = 2 * (layer.n_heads + layer.n_kv_heads) * layer.head_dim
         if latent is not None:
             # Queries in the space of the vectors, and what attention has summed of these so far.
             heads += layer.n_heads * (5 * latent.kv_rank + latent.rope_dim + latent.value_dim)
             made = latent.nope_dim + latent.value_dim
             largest_packed = max(largest_packed, 2 * layer.n_heads * made * latent.kv_rank)
-        widths.append(heads + 3 * ffn)
+        widths.append(heads + 3 * ffn + copies)
     activations = 4 * rows * (4 * config.d_model + max(widths))
     return largest_packed * jnp.dtype(config.dtype).itemsize + activations
 

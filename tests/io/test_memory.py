@@ -20,8 +20,10 @@ from rfjax.io.memory import (
     free_bytes,
     largest_fitting,
 )
+from rfjax.models.config import Experts
 from rfjax.models.configure import configure
-from rfjax.models.params import param_spec
+from rfjax.models.feed_forward import feed_forward
+from rfjax.models.params import ParamSpec, param_spec
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.quant.qtensor import QTensor
 from rfjax.sharding import make_mesh
@@ -205,3 +207,29 @@ def test_scores_are_planned_for_where_plain_jax_runs_attention(file, config, mon
         assert workspace(KernelPolicy(disabled=((name, "failed"),))) == everywhere
     narrow = dataclasses.replace(config, dtype="float32")  # whose prefill no kernel takes here
     assert workspace(KernelPolicy()) > by_kernels * 2
+
+
+def test_a_step_holds_what_tokens_are_for_each_of_their_experts(file, config):
+    """Several times what XLA counts of the copies was missing once; a shared network counts too."""
+    experts = Experts(16, 4, 16, normalize=True, shared_dim=512)
+    layer = dataclasses.replace(config.layers[0], experts=experts, ffn_dim=0)
+    sparse = dataclasses.replace(config, layers=(layer,), d_model=128)
+    make = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32)  # noqa: E731
+    block = jax.tree.map(
+        make, param_spec(sparse).blk[0], is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
+    )
+
+    @jax.jit
+    def network(block, x):
+        return feed_forward(block, x, None, x, layer, sparse)
+
+    def held(tokens):
+        x = jax.ShapeDtypeStruct((tokens, sparse.d_model), np.float32)
+        analysis = network.lower(block, x).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    def counted(tokens):
+        return memory.step_bytes(sparse, 0, tokens=tokens, sequences=1, keys=1)
+
+    few, many = 256, 1024
+    assert held(many) - held(few) < counted(many) - counted(few) < 4 * (held(many) - held(few))
