@@ -46,7 +46,7 @@ kernels: $(INSTALLED) ## compile every kernel for AMD GPUs and write the tables 
 	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.kernel_table
 
 archs: $(INSTALLED) ## measure every architecture against llama.cpp and write docs/architectures.md
-	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.arch_record
+	@JAX_PLATFORMS=cpu PYTHONPATH=tests "$(PY)" -m support.arch_record $(ARGS)
 
 lint: $(INSTALLED) ## everything CI checks besides the tests
 	"$(PY)" -m ruff check

@@ -11,6 +11,7 @@ import pytest
 from support.arch_goldens import GOLDENS, KEPT, stored
 from support.arch_record import as_recorded
 from support.gguf_files import write_gguf
+from support.mechanisms import mechanisms
 from support.mutations import nmse
 from support.random_gguf import Sizes, random_gguf
 from support.random_model import random_tokens
@@ -35,10 +36,38 @@ def test_logits_equal_llama_cpp(name, tmp_path):
     found = np.asarray(whole(model.params, golden.tokens(), config=model.config))[KEPT]
     error = nmse(found, expected["logits"])
     assert error <= 1e-8
-    assert as_recorded(name, error), "make archs"
+    assert as_recorded(golden.family.name, name, error), "make archs"
     best = np.sort(expected["logits"], axis=-1)
     clear = best[:, -1] - best[:, -2] > 1e-4
     assert (found.argmax(-1) == expected["logits"].argmax(-1))[clear].all()
+
+
+OWN_MECHANISMS = {
+    "deepseek2": "no expert scale",
+    "deepseek2-groups": "no groups",
+    "deepseek2-old": "no scaling of rope",
+    "deepseek2-yarn": "attention scale",
+    "gemma2": "no softcap",
+    "gemma3": "no scaling of rope",
+    "gpt-oss": "no scaling of rope",
+    "mpt": "slope of alibi",
+    "olmo": "no clamp",
+    "phi2": "share of rope",
+    "phi3-long": "no rope_factors",
+    "phi3-short": "no rope_factors",
+    "stablelm-parallel": "no qk norm",
+}
+"""What the files of `tests/conformance`, where every mechanism is tried, do not have."""
+
+
+@pytest.mark.parametrize(("name", "what"), OWN_MECHANISMS.items())
+def test_a_mechanism_of_its_own_shows(name, what, tmp_path):
+    golden = GOLDENS[name]
+    model = load(golden.write(tmp_path / "model.gguf"), context=golden.context)
+    mutate = mechanisms(model.params, model.config)[what]
+    params, config = mutate(model.params, model.config)
+    mutated = np.asarray(run(params, golden.tokens(), config=config))[KEPT]
+    assert nmse(mutated, stored(name)["logits"]) > 1e-4
 
 
 NEVER_QUANTIZED = {"ffn_gate_inp", "position_embd", "attn_q_norm", "attn_k_norm"}

@@ -91,8 +91,9 @@ def test_without_a_good_measurement_nothing_is_supported(tmp_path, monkeypatch, 
     ],
 )
 def test_an_error_is_the_recorded_one_within_a_factor(name, factor, same):
-    recorded = recorded_errors()[GOLDENS[name].family.name][name]
-    assert as_recorded(name, recorded * factor) == same
+    architecture = GOLDENS[name].family.name
+    error = recorded_errors()[architecture][name] * factor
+    assert as_recorded(architecture, name, error) == same
 
 
 def test_the_document_is_current():

@@ -2,7 +2,8 @@
 
 `make archs`, or `python -m support.arch_record` in `tests/`, measures all models whose
 logits are known (those of the conformance folder where it is there; else their figures stay as
-they are) and writes both. With `--table` it writes the document alone.
+they are) and writes both. Names after it (`make archs ARGS=qwen3`) say which architectures to
+measure; the others keep their figures.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -18,8 +20,8 @@ from support.mutations import nmse
 from support.quick_compile import quick_compile
 
 from rfjax.io.load import load
-from rfjax.models.architectures import ARCHITECTURES
-from rfjax.models.catalog import LIMIT, Entry, catalog
+from rfjax.models.architectures import ARCHITECTURES, find_architecture
+from rfjax.models.catalog import LIMIT, Entry, catalog, conformance_record
 from rfjax.models.decoder import forward
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,11 +45,9 @@ _BEGIN, _END = "<!-- begin: make archs -->\n", "<!-- end: make archs -->\n"
 run = jax.jit(forward, static_argnames="config")
 
 
-def as_recorded(name: str, error: float) -> bool:
-    """Whether the error of a model of `support.arch_goldens` is within the limit, and the recorded
-    one as far as roundings allow."""
-    architecture = GOLDENS[name].family.name
-    recorded = recorded_errors()[architecture][name]
+def as_recorded(architecture: str, model: str, error: float) -> bool:
+    """Whether a model's error is within the limit, and the recorded one as roundings allow."""
+    recorded = recorded_errors()[architecture][model]
     least = LEAST_OF_GELU if ARCHITECTURES[architecture].activation == "gelu" else LEAST
     smaller, larger = sorted(max(value, least) for value in (error, recorded))
     return error <= LIMIT and larger <= smaller * FACTOR
@@ -74,21 +74,24 @@ def shared_error(path: pathlib.Path) -> float:
     return nmse(np.asarray(run(model.params, tokens, config=model.config)), expected)
 
 
-def measured(shared: pathlib.Path | None) -> dict[str, dict[str, float]]:
-    """Errors of all models, by architecture in the order of the table."""
-    errors: dict[str, dict[str, float]] = {name: {} for name in ARCHITECTURES}
+def measured(names: Collection[str], shared: pathlib.Path | None) -> dict[str, dict[str, float]]:
+    """Errors by architecture in the order of the table: of these measured, of others recorded."""
+    known = recorded_errors()
+    errors = {name: {} if name in names else known.get(name, {}) for name in ARCHITECTURES}
     with quick_compile(), tempfile.TemporaryDirectory() as folder:
         for name, golden in GOLDENS.items():
-            errors[golden.family.name][name] = golden_error(name, pathlib.Path(folder))
-            jax.clear_caches()
+            if golden.family.name in names:
+                errors[golden.family.name][name] = golden_error(name, pathlib.Path(folder))
+                jax.clear_caches()
         for path in [] if shared is None else sorted(shared.glob("*.gguf")):
             architecture = path.stem.rpartition("-")[0]
-            errors[architecture][SHARED + path.stem] = shared_error(path)
-            jax.clear_caches()
+            if architecture in names:
+                errors[architecture][SHARED + path.stem] = shared_error(path)
+                jax.clear_caches()
     if shared is None:
-        for architecture, known in recorded_errors().items():
-            kept = {name: e for name, e in known.items() if name.startswith(SHARED)}
-            errors[architecture].update(kept)
+        for architecture in names:
+            of = known.get(architecture, {}).items()
+            errors[architecture].update({m: e for m, e in of if m.startswith(SHARED)})
     return {name: of for name, of in errors.items() if of}
 
 
@@ -147,10 +150,11 @@ def with_table(document: str, text: str) -> str:
 
 def main() -> None:
     """Measures, and writes the record and the document."""
-    if "--table" not in sys.argv:
-        default = ROOT.parent / "shared" / "conformance"
-        folder = pathlib.Path(os.environ.get("RFJAX_CONFORMANCE", default)) / "archs"
-        write_record(measured(folder if folder.is_dir() else None))
+    names = [find_architecture(name).name for name in sys.argv[1:]] or list(ARCHITECTURES)
+    default = ROOT.parent / "shared" / "conformance"
+    folder = pathlib.Path(os.environ.get("RFJAX_CONFORMANCE", default)) / "archs"
+    write_record(measured(names, folder if folder.is_dir() else None))
+    conformance_record.cache_clear()
     document = DOCUMENT.read_text(encoding="utf-8")
     DOCUMENT.write_text(with_table(document, table(catalog())), encoding="utf-8")
 
