@@ -66,6 +66,10 @@ _OF_LAYERS: dict[str, tuple[Callable, Callable]] = {
         _rope("pairing", {"interleaved": "half", "half": "interleaved"}.get),
     ),
     "no rope": (lambda a: a.rope and not a.latent, lambda a: {"rope": None}),
+    "share of rope": (
+        lambda a: a.rope and not a.latent and a.rope.dimension < a.head_dim,
+        _rope("dimension", lambda dimension: dimension + 2),
+    ),
     "no scaling of rope": (
         lambda a: a.rope and a.rope.scaling != "none",
         _rope("scaling", lambda _: "none"),
@@ -111,7 +115,7 @@ _OF_LAYERS: dict[str, tuple[Callable, Callable]] = {
     ),
     "no groups": (
         lambda a: a.experts and a.experts.n_groups > 1,
-        _experts("n_groups", lambda _: 1),
+        lambda a: {"experts": dataclasses.replace(a.experts, n_groups=1, n_groups_used=1)},
     ),
     "no shared expert": (
         lambda a: a.experts and a.experts.shared_dim,
