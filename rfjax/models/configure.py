@@ -39,8 +39,12 @@ def configure(gguf: GGUFFile, *, dtype: str = "float32", context: int | None = N
         spec = find_architecture(gguf.architecture)
     except UnsupportedError as error:
         nearest = find_nearest(gguf, ARCHITECTURES.values(), configure_as)
-        more = "" if nearest is None else f". {nearest}"
-        raise UnsupportedError(f"{gguf.path}: {error}{more}") from None
+        if nearest is None:
+            raise UnsupportedError(f"{gguf.path}: {error}") from None
+        raise UnsupportedError(
+            f"{gguf.path}: architecture {gguf.architecture!r} is not supported; `rfjax archs` "
+            f"lists those that are. {nearest}"
+        ) from None
     return configure_as(gguf, spec, dtype=dtype, context=context)
 
 
