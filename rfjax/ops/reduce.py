@@ -31,7 +31,8 @@ def rows_product(
     exact = x.dtype == jnp.float32
     single = exact and x.shape[-2] == 1
     if single:
-        x = jax.lax.optimization_barrier(jnp.concatenate([x, x], axis=-2))
+        # Broadcast, not concatenated: fused with that, what comes before would round otherwise.
+        x = jax.lax.optimization_barrier(jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1])))
     batch = tuple(range(n_batch))
     y = jax.lax.dot_general(
         x,

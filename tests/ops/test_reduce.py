@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from rfjax.ops.attention import attention
 from rfjax.ops.mask import Mask
+from rfjax.ops.norm import layer_norm
 from rfjax.ops.reduce import row_sum, rows_product
 
 
@@ -82,3 +83,21 @@ def test_a_row_of_attention_does_not_depend_on_what_is_beside_it(length, batch):
         scale=0.2,
     )
     assert_array_equal(part, whole[rows, some])
+
+
+@pytest.mark.parametrize("width", [24, 84])
+def test_what_a_single_row_is_made_of_changes_no_bit(width):
+    """Within one program: the norm before a product is fused with what makes two rows of one."""
+    rng = np.random.default_rng(width)
+    table, weights = (rng.standard_normal((45, width)).astype(np.float32) for _ in range(2))
+    scale, shift = rng.standard_normal((2, width)).astype(np.float32)
+
+    @jax.jit
+    def product(tokens, table, weights, scale, shift):
+        return rows_product(layer_norm(table[tokens], scale, shift, 1e-5), weights)
+
+    tokens = np.arange(33, dtype=np.int32)
+    whole = product(tokens, table, weights, scale, shift)
+    for i in range(len(tokens)):
+        alone = product(tokens[i : i + 1], table, weights, scale, shift)
+        np.testing.assert_array_equal(alone[0], whole[i])
