@@ -9,7 +9,7 @@ from rfjax.ops.blockwise_attention import KEYS_AT_ONCE, blockwise_attention
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.kernel_target import kernel_target
 from rfjax.ops.mask import Mask, allowed
-from rfjax.ops.reduce import copies_for, exp_below_best, row_sum, rows_product
+from rfjax.ops.reduce import copies_for, exp_below_best, repeated, row_sum, rows_product
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
 
@@ -194,8 +194,8 @@ def _attend(q, k, v, terms, query_positions, key_lengths, mask, scale):
     if q.dtype == jnp.float32:  # so that the softmax below is always computed in one way
         copies = copies_for(batch * length * n_heads * n_keys)
     if copies > 1:
-        q = jax.lax.optimization_barrier(jnp.concatenate([q] * copies, axis=1))
-        query_positions = jnp.concatenate([query_positions] * copies, axis=1)
+        q = jax.lax.optimization_barrier(repeated(q, copies, 1))
+        query_positions = repeated(query_positions, copies, 1)
         length *= copies
 
     # Rows of the products: one per (token, head of the group).

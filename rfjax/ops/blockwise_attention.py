@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.ops.mask import Mask, allowed, first_seen
-from rfjax.ops.reduce import copies_for, exp_below_best, row_sum, rows_product
+from rfjax.ops.reduce import copies_for, exp_below_best, repeated, row_sum, rows_product
 from rfjax.ops.scores import NO_TERMS, ScoreTerms
 from rfjax.typing import Array, Float, Int
 
@@ -58,8 +58,8 @@ def blockwise_attention(
     n_scores = batch * length * n_heads * block_size
     copies = copies_for(n_scores) if q.dtype == jnp.float32 else 1
     if copies > 1:  # so that the softmax below is always computed in one way
-        q = jax.lax.optimization_barrier(jnp.concatenate([q] * copies, axis=1))
-        query_positions = jnp.concatenate([query_positions] * copies, axis=1)
+        q = jax.lax.optimization_barrier(repeated(q, copies, 1))
+        query_positions = repeated(query_positions, copies, 1)
     state = _over_blocks(
         q, load, block_size, query_positions, key_lengths, mask, scale, terms, n_blocks
     )

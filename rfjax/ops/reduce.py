@@ -15,6 +15,17 @@ def copies_for(n_elements: int) -> int:
     return -(-_SMALL // n_elements)
 
 
+def repeated(x: Array, copies: int, axis: int) -> Array:
+    """`x` so many times, one behind the other along an axis.
+
+    By broadcasting, not concatenated: XLA's CPU backend fuses what comes before with that, and it
+    would then round otherwise.
+    """
+    shape = x.shape
+    wide = jnp.broadcast_to(jnp.expand_dims(x, axis), (*shape[:axis], copies, *shape[axis:]))
+    return wide.reshape(*shape[:axis], copies * shape[axis], *shape[axis + 1 :])
+
+
 def rows_product(
     x: Float[Array, "*B rows in"],
     w: Float[Array, "*B out in"],
@@ -31,8 +42,7 @@ def rows_product(
     exact = x.dtype == jnp.float32
     single = exact and x.shape[-2] == 1
     if single:
-        # Broadcast, not concatenated: fused with that, what comes before would round otherwise.
-        x = jax.lax.optimization_barrier(jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1])))
+        x = jax.lax.optimization_barrier(repeated(x, 2, n_batch))
     batch = tuple(range(n_batch))
     y = jax.lax.dot_general(
         x,
@@ -68,7 +78,5 @@ def exp_below_best(x: Float[Array, "T E"], best: Float[Array, "T 1"]) -> Float[A
     rows, copies = x.shape[0], copies_for(x.size)
     if copies == 1:
         return jnp.exp(x - best)
-    x, best = jax.lax.optimization_barrier(
-        (jnp.concatenate([x] * copies), jnp.concatenate([best] * copies))
-    )
+    x, best = jax.lax.optimization_barrier((repeated(x, copies, 0), repeated(best, copies, 0)))
     return jax.lax.optimization_barrier(jnp.exp(x - best))[:rows]

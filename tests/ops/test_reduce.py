@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rfjax.ops.attention import attention
 from rfjax.ops.mask import Mask
 from rfjax.ops.norm import layer_norm
-from rfjax.ops.reduce import row_sum, rows_product
+from rfjax.ops.reduce import repeated, row_sum, rows_product
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
@@ -101,3 +101,9 @@ def test_what_a_single_row_is_made_of_changes_no_bit(width):
     for i in range(len(tokens)):
         alone = product(tokens[i : i + 1], table, weights, scale, shift)
         np.testing.assert_array_equal(alone[0], whole[i])
+
+
+def test_repeated_rows():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for axis in range(3):
+        assert_array_equal(repeated(jnp.asarray(x), 3, axis), np.concatenate([x] * 3, axis))
