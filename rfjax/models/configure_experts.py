@@ -36,7 +36,7 @@ def mixtures(
     if n_used > n_experts:
         hyper.refuse("expert_used_count", str(n_used), f"at most the {n_experts} experts")
     n_groups, n_groups_used = _groups(hyper, mixture, n_experts)
-    widths = _widths(hyper, mixture, stored, n_used)
+    widths = _widths(hyper, mixture, stored, n_used, n_dense)
     shared = _shared(hyper, mixture, widths, stored)
     normalize = mixture.normalize
     if normalize is None:
@@ -71,16 +71,21 @@ def mixtures(
     return tuple(experts)
 
 
-def _widths(hyper: Hyperparameters, mixture: Mixture, stored: int, n_used: int) -> tuple[int, ...]:
-    """Of an expert in every layer."""
-    widths = hyper.gguf.get_ints(hyper.key("expert_feed_forward_length"), stored, (0,))
-    if any(widths) or mixture.width == "stated":
-        return hyper.per_layer("expert_feed_forward_length", stored)
-    widths = hyper.per_layer("feed_forward_length", stored)
-    if mixture.width == "shared_out":
-        widths = tuple(width // n_used for width in widths)
-        for width in widths:
-            hyper.check_size("feed_forward_length", width)
+def _widths(
+    hyper: Hyperparameters, mixture: Mixture, stored: int, n_used: int, n_dense: int
+) -> tuple[int, ...]:
+    """Of an expert in every layer; those of the first, dense ones do not matter."""
+    name = "expert_feed_forward_length"
+    widths = hyper.gguf.get_ints(hyper.key(name), stored, (0,) * stored)
+    if not any(widths) and mixture.width != "stated":
+        name = "feed_forward_length"
+        widths = hyper.per_layer(name, stored)
+        if mixture.width == "shared_out":
+            widths = tuple(width // n_used for width in widths)
+    elif not hyper.has(name):
+        hyper.size(name)  # raises: the key must be there
+    for width in widths[n_dense:]:
+        hyper.check_size(name, width)
     return widths
 
 

@@ -73,3 +73,15 @@ def test_heads_too_small_for_an_extension(configured):
 def test_a_window_that_no_position_reaches(configured):
     with pytest.raises(ModelFormatError, match="sliding_window"):
         configured(FAMILIES["gemma3"], {"attention.sliding_window": 1 << 31})
+
+
+def test_experts_widths_by_layer(configured):
+    """Dense layers at the beginning have none; the others need one."""
+    sizes = Sizes(shared_ffn=24)
+    name = "expert_feed_forward_length"
+    by_layer = np.array([0, sizes.expert_ffn], np.int32)
+    config = configured(FAMILIES["deepseek2"], {name: by_layer}, sizes=sizes)
+    first, second = config.layers
+    assert first.experts is None and second.experts.ffn_dim == sizes.expert_ffn
+    with pytest.raises(ModelFormatError, match=rf"{name}'?: got 0, expected"):
+        configured(FAMILIES["deepseek2"], {name: by_layer[::-1].copy()}, sizes=sizes)

@@ -1,5 +1,5 @@
 """ERNIE 4.5, dense: llama's mechanisms."""
 
-from rfjax.models.arch import QKV, ArchSpec
+from rfjax.models.arch import ArchSpec
 
-SPEC = ArchSpec(name="ernie4_5", pairing="interleaved", optional_biases=QKV | {"attn_output"})
+SPEC = ArchSpec(name="ernie4_5", pairing="interleaved")

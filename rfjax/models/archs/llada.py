@@ -6,7 +6,6 @@ from rfjax.ops.mask import Mask
 SPEC = ArchSpec(
     name="llada",
     pairing="interleaved",
-    optional_biases=QKV | DENSE_FFN | {"attn_output"},
+    optional_biases=QKV | DENSE_FFN,
     mask=Mask("bidirectional"),
-    rope_factors=True,
 )
