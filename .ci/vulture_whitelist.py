@@ -18,6 +18,9 @@ type_v
 jsonl  # values of flags
 xla
 hide
+rope_freqs  # fields of the tree of weights, read by their names
+rope_factors_long
+rope_factors_short
 dir  # triton reads it of its settings
 jaxlib  # a field of what a self-check holds for, read with all others
 teardown  # hypothesis calls it of a state machine

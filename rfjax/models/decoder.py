@@ -147,8 +147,8 @@ def _layer(
 ) -> tuple[Float[Array, "T D"], LayerCache | LayerPages | None]:
     """`x` and what attention and feed-forward network add to it, and the layer's written cache."""
     attend = plain_attention if layer.latent is None else latent_attention
-    read = block.attn_norm if block.attn_norm_2 is None else block.attn_norm_2
-    h, norm = before_product(x, read, config)
+    of_attention = block.attn_norm if block.attn_norm_2 is None else block.attn_norm_2
+    h, norm = before_product(x, of_attention, config)
     attended, written = attend(block, h, norm, inputs, cache, tables, layer, config)
     output = block.attn_output
     assert output is not None
@@ -160,9 +160,9 @@ def _layer(
             )
 
     if layer.parallel:
-        read = block.attn_norm if block.ffn_norm is None else block.ffn_norm
+        of_network = block.attn_norm if block.ffn_norm is None else block.ffn_norm
         with jax.named_scope("ffn"):
-            y = feed_forward(block, x, read, attention(x), layer, config)
+            y = feed_forward(block, x, of_network, attention(x), layer, config)
         return y, written
 
     x = _add(x, attention, block.post_attention_norm, layer, config)
