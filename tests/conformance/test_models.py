@@ -1,4 +1,4 @@
-"""Logits of every supported conformance model equal llama.cpp's; each mechanism shows in them."""
+"""Logits of the conformance folder's variants equal llama.cpp's; each mechanism shows in them."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def fewer_experts(params, config):
 
 
 FILES = {
-    "variants/llama-gqa": [HALF, WINDOW],
+    "variants/llama-gqa": [HALF, WINDOW, BASE],
     "variants/llama-gqa-tied": [SCALE],
     "variants/llama-head-dim": [in_layers(lambda layer: {"attention_scale": 32**-0.5})],
     "variants/llama-odd-vocab": [CHUNKED],
@@ -48,12 +48,6 @@ FILES = {
     "variants/qwen2-gqa-tied": [UNBIASED],
     "variants/qwen3-gqa": [NO_QK_NORM, INTERLEAVED],
     "variants/qwen3moe-16-top4": [fewer_experts],
-    "archs/llama-dense": [BASE],
-    "archs/llama-moe": [fewer_experts],
-    "archs/qwen2-dense": [UNBIASED],
-    "archs/qwen3-dense": [NO_QK_NORM],
-    "archs/qwen3moe-moe": [UNNORMALIZED],
-    "archs/mistral3-dense": [SCALE],
 }
 
 
