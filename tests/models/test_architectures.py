@@ -1,6 +1,7 @@
 """Logits of random models of every architecture equal llama.cpp's, and the engine's tokens those.
 
-Of each mechanism, `tests/conformance` shows that such logits would notice it.
+That such logits would notice every mechanism, `tests/conformance` shows for the architectures that
+it has a file of, and a test here for the others.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from support.arch_goldens import GOLDENS, KEPT, stored
-from support.arch_record import as_recorded
+from support.arch_record import SHARED, as_recorded, recorded_errors
 from support.gguf_files import write_gguf
 from support.mechanisms import mechanisms
 from support.mutations import nmse
@@ -68,6 +69,28 @@ def test_a_mechanism_of_its_own_shows(name, what, tmp_path):
     params, config = mutate(model.params, model.config)
     mutated = np.asarray(run(params, golden.tokens(), config=config))[KEPT]
     assert nmse(mutated, stored(name)["logits"]) > 1e-4
+
+
+IN_CONFORMANCE = {
+    architecture
+    for architecture, errors in recorded_errors().items()
+    if any(name.startswith(SHARED) for name in errors)
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, golden in GOLDENS.items() if golden.family.name not in IN_CONFORMANCE]
+)
+def test_every_mechanism_shows_where_no_conformance_file_does_it(name, tmp_path):
+    golden = GOLDENS[name]
+    model = load(golden.write(tmp_path / "model.gguf"), context=golden.context)
+    unseen = set()
+    for what, mutate in mechanisms(model.params, model.config).items():
+        params, config = mutate(model.params, model.config)
+        mutated = np.asarray(forward(params, golden.tokens(), config=config))[KEPT]
+        if not nmse(mutated, stored(name)["logits"]) > 1e-4:
+            unseen.add(what)
+    assert not unseen
 
 
 NEVER_QUANTIZED = {"ffn_gate_inp", "position_embd", "attn_q_norm", "attn_k_norm"}

@@ -1,12 +1,13 @@
 """Random models of every architecture whose llama.cpp logits are in `tests/models/goldens/arch`.
 
 They have what the conformance files lack: grouped queries, odd sizes, other windows and patterns,
-scaled RoPE, optional tensors. `python -m support.arch_goldens` (in `tests/`, with
-`llama-cpp-python` 0.3.36 or a later one installed) makes the files anew.
+scaled RoPE, optional tensors. `python -m support.arch_goldens NAME...` (in `tests/`, with
+`llama-cpp-python` 0.3.36 or a later one installed) makes the files of these models, or of all.
 """
 
 import dataclasses
 import pathlib
+import sys
 import tempfile
 import zlib
 
@@ -302,9 +303,10 @@ def stored(name: str) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Makes every golden anew."""
+    """Makes the goldens of the models named after the program anew, or all of them."""
     FOLDER.mkdir(exist_ok=True, parents=True)
-    for name, golden in GOLDENS.items():
+    for name in sys.argv[1:] or GOLDENS:
+        golden = GOLDENS[name]
         with tempfile.TemporaryDirectory() as folder:
             path = golden.write(pathlib.Path(folder) / "model.gguf")
             logits = llama_cpp_logits(path, golden.tokens(), golden.context)
