@@ -1,4 +1,4 @@
-"""Granite 3 and 4, mixtures of experts, with a shared one or without."""
+"""Granite 3 and 4, mixtures of experts: granite's scales, with a shared expert or without."""
 
 import dataclasses
 
