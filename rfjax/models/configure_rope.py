@@ -98,7 +98,7 @@ class RopeReader:
             base *= alpha ** (head_dim / (head_dim - 2))
         if windowed and window is not None:
             default = base if window.base is None else window.base
-            base = hyper.positive("rope.freq_base_swa", default=default)
+            base = hyper.positive_optional("rope.freq_base_swa", default)
         return base
 
     def finetuned(self) -> bool:

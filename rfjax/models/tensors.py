@@ -50,7 +50,7 @@ def find_tensors(gguf: GGUFFile, spec: Params, arch: ArchSpec, n_layers: int) ->
     for name, leaf in leaves.items():
         found, shape = lookup.find(name, leaf)
         if not found:
-            problems.append(f"{name} is missing (shape {leaf.shape})")
+            problems.append(f"{lookup.stored_name(name)} is missing (shape {leaf.shape})")
         for info in found:
             if _without_ones(info.shape) != _without_ones(shape):
                 problems.append(f"{info.name} has shape {info.shape}, expected {shape}")
@@ -104,6 +104,12 @@ class _Lookup:
             if experts:
                 return experts, leaf.shape[1:]
         return (), leaf.shape
+
+    def stored_name(self, name: str) -> str:
+        """What a file calls a leaf."""
+        owner, _, kind = name.rpartition(".")
+        prefix, _, stem = owner.rpartition(".")
+        return ".".join(filter(None, (prefix, self.renames.get(stem, stem), kind)))
 
     def fused(self, at: str, stem: str, kind: str) -> TensorInfo | None:
         """Rows of a tensor that holds those of several leaves, one behind the other."""

@@ -85,3 +85,11 @@ def test_experts_widths_by_layer(configured):
     assert first.experts is None and second.experts.ffn_dim == sizes.expert_ffn
     with pytest.raises(ModelFormatError, match=rf"{name}'?: got 0, expected"):
         configured(FAMILIES["deepseek2"], {name: by_layer[::-1].copy()}, sizes=sizes)
+
+
+def test_a_base_for_windowed_layers_counts_where_the_row_says_so(configured):
+    own = {"rope.freq_base_swa": 777.0}
+    bases = [layer.rope.base for layer in configured(FAMILIES["gemma2"], own).layers]
+    assert bases.count(777.0) == 1 and len(bases) == 2
+    layers = configured(FAMILIES["cohere2"], {**own, "logit_scale": 0.5}).layers
+    assert all(layer.rope is None or layer.rope.base != 777.0 for layer in layers)

@@ -23,5 +23,5 @@ SPEC = dataclasses.replace(
     attention_scale=attention_scale,
     softcap=50.0,
     final_softcap=30.0,
-    keys=frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
+    keys=frozenset({"attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"}),
 )

@@ -23,5 +23,5 @@ SPEC = dataclasses.replace(
     window=Window(period=6, size=0, base=10000.0, extended=False),
     attention_scale=attention_scale,
     tied_output=False,
-    keys=frozenset({"final_logit_softcapping"}),
+    keys=frozenset({"final_logit_softcapping", "rope.freq_base_swa"}),
 )

@@ -19,4 +19,5 @@ SPEC = ArchSpec(
         keys=frozenset({"expert_weights_scale"}),
     ),
     renames=(("ffn_norm", "post_attention_norm"),),
+    keys=frozenset({"rope.freq_base_swa"}),
 )
