@@ -76,11 +76,11 @@ IN_CONFORMANCE = {
     for architecture, errors in recorded_errors().items()
     if any(name.startswith(SHARED) for name in errors)
 }
+ALONE = [name for name, golden in GOLDENS.items() if golden.family.name not in IN_CONFORMANCE]
+"""Models of architectures that only tests here are about."""
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, golden in GOLDENS.items() if golden.family.name not in IN_CONFORMANCE]
-)
+@pytest.mark.parametrize("name", ALONE)
 def test_every_mechanism_shows_where_no_conformance_file_does_it(name, tmp_path):
     golden = GOLDENS[name]
     model = load(golden.write(tmp_path / "model.gguf"), context=golden.context)
@@ -106,7 +106,10 @@ def quantized(name, values):
     return q8_0(values) if matrix and name.split(".")[-2] not in NEVER_QUANTIZED else values
 
 
-@pytest.mark.parametrize("name", ["bloom", "deepseek2", "gemma2", "gpt-oss"])
+GENERATED = {GOLDENS[name].family.name: name for name in reversed(ALONE)}.values()
+
+
+@pytest.mark.parametrize("name", ["bloom", "deepseek2", "gemma2", "gpt-oss", *GENERATED])
 def test_the_engine_generates_what_forward_does(name, tmp_path):
     """32 tokens from packed Q8_0 weights."""
     golden, sizes = GOLDENS[name], Q8_SIZES
