@@ -91,5 +91,6 @@ def test_a_base_for_windowed_layers_counts_where_the_row_says_so(configured):
     own = {"rope.freq_base_swa": 777.0}
     bases = [layer.rope.base for layer in configured(FAMILIES["gemma2"], own).layers]
     assert bases.count(777.0) == 1 and len(bases) == 2
-    layers = configured(FAMILIES["cohere2"], {**own, "logit_scale": 0.5}).layers
+    needed = {"logit_scale": 0.5, "attention.sliding_window": 8}
+    layers = configured(FAMILIES["cohere2"], own | needed).layers
     assert all(layer.rope is None or layer.rope.base != 777.0 for layer in layers)
