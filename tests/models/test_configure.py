@@ -9,6 +9,7 @@ from support.random_model import Shape, random_model
 
 from rfjax.errors import ModelFormatError, UnsupportedError
 from rfjax.io.gguf import read_gguf
+from rfjax.models.architectures import ARCHITECTURES
 from rfjax.models.config import AttentionTemperature, Experts, QKNorm
 from rfjax.models.configure import configure
 from rfjax.ops.mask import Mask
@@ -328,12 +329,12 @@ def test_an_unknown_architecture_gets_the_nearest_name(tmp_path, name, near):
         configure(file)
     message = str(caught.value)
     assert f"architecture {name!r} is not supported (the nearest name is {near!r})" in message
-    assert "supported: baichuan, bloom" in message and "qwen3, qwen3moe" in message
+    assert f"supported: {', '.join(ARCHITECTURES)}" in message
 
 
 def test_an_unknown_architecture_far_from_all(tmp_path):
     file = read_gguf(write_gguf(tmp_path / "m.gguf", {"general.architecture": "xyzzy"}))
-    with pytest.raises(UnsupportedError, match="'xyzzy' is not supported; supported: baichuan"):
+    with pytest.raises(UnsupportedError, match="'xyzzy' is not supported; supported: "):
         configure(file)
 
 
