@@ -5,6 +5,7 @@ import difflib
 from rfjax.errors import UnsupportedError
 from rfjax.models.arch import ArchSpec
 from rfjax.models.archs import (
+    arcee,
     baichuan,
     bloom,
     chatglm,
@@ -50,6 +51,7 @@ from rfjax.models.archs import (
 )
 
 _MODULES = (
+    arcee,
     baichuan,
     bloom,
     chatglm,

@@ -293,6 +293,10 @@ GOLDENS: dict[str, ArchGolden] = {
     "llada": ArchGolden(FAMILIES["llada"], _ODD),
     "baichuan": ArchGolden(FAMILIES["baichuan"], _layers(_SMALL, 32)),
     "baichuan-40": ArchGolden(FAMILIES["baichuan"], _layers(_SMALL, 40)),
+    "arcee": ArchGolden(FAMILIES["arcee"], _ODD, _YARN),
+    "arcee-factors": ArchGolden(
+        FAMILIES["arcee"].tied.swap("output_norm", "output_norm rope_freqs"), _WIDE
+    ),
 }
 
 
