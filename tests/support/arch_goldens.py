@@ -297,6 +297,10 @@ GOLDENS: dict[str, ArchGolden] = {
     "arcee-factors": ArchGolden(
         FAMILIES["arcee"].tied.swap("output_norm", "output_norm rope_freqs"), _WIDE
     ),
+    "exaone": ArchGolden(FAMILIES["exaone"].swap("output", "output rope_freqs"), _WIDE),
+    "exaone-tied": ArchGolden(
+        FAMILIES["exaone"].tied, _ODD, {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}
+    ),
 }
 
 

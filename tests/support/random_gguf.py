@@ -228,6 +228,7 @@ FAMILIES = {
         Family("llada", _LLAMA),
         Family("baichuan", _LLAMA),
         Family("arcee", f"attn_norm {_QKV} attn_output ffn_norm ffn_up ffn_down"),
+        Family("exaone", _LLAMA),
     )
 }
 """What real files of every architecture hold; variants are made by `swap`, `tied` and `fused`."""
