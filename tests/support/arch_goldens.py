@@ -301,6 +301,18 @@ GOLDENS: dict[str, ArchGolden] = {
     "exaone-tied": ArchGolden(
         FAMILIES["exaone"].tied, _ODD, {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}
     ),
+    "ernie4_5-moe": ArchGolden(
+        FAMILIES["ernie4_5-moe"].tied,
+        dataclasses.replace(_ODD, n_layers=3),
+        {"interleave_moe_layer_step": 1},
+    ),
+    "ernie4_5-moe-plain": ArchGolden(
+        FAMILIES["ernie4_5-moe"]
+        .swap("exp_probs_b-", "")
+        .swap("ffn_gate_shexp ffn_up_shexp ffn_down_shexp", ""),
+        dataclasses.replace(_WIDE, n_layers=3, n_dense=2),
+        {"interleave_moe_layer_step": 1, "expert_shared_feed_forward_length": 0},
+    ),
 }
 
 

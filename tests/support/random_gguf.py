@@ -229,6 +229,13 @@ FAMILIES = {
         Family("baichuan", _LLAMA),
         Family("arcee", f"attn_norm {_QKV} attn_output ffn_norm ffn_up ffn_down"),
         Family("exaone", _LLAMA),
+        Family(
+            "ernie4_5-moe",
+            f"attn_norm {_QKV} attn_output ffn_norm {_EXPERTS} exp_probs_b- {_SHARED}",
+            dense=_LLAMA,
+            keys="expert_feed_forward_length expert_shared_feed_forward_length"
+            " leading_dense_block_count",
+        ),
     )
 }
 """What real files of every architecture hold; variants are made by `swap`, `tied` and `fused`."""
