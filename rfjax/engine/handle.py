@@ -76,7 +76,8 @@ class SampleHandle:
             reason, error = finish.reason, error_of(finish)
             stop_reason = stop_reason_of(finish, self._request)
         of = self._request.id, self._index
-        told = shown, list(token_ids), logprobs, reason, stop_reason, tops, error, *of
+        no_reasoning = ""  # parted from the answer later, if at all
+        told = shown, list(token_ids), logprobs, reason, stop_reason, tops, error, *of, no_reasoning
         piece = new(StreamOutput, told)
         self.entries.append(new(_Entry, (piece, output.n_output, finish)))
         self._text = text

@@ -13,7 +13,6 @@ from support.small_engine import (
     make_engine,
     params_of,
     prompt,
-    same,
     windowed_model,
 )
 
@@ -78,8 +77,9 @@ def test_bias_stop_and_allowed_tokens_of_any_number(model):
     assert not set(outputs[1].token_ids[:8]) & set(stops)
     assert set(outputs[2].token_ids) <= set(range(20, 32))
     assert set(outputs[3].token_ids) <= {31, 33, 64, 300}
-    for after in generate(engine, [prompt(9)] * 4, [plain] * 4):  # by the same program
-        same(after, free)
+    for after in generate(engine, [prompt(9)] * 4, [plain] * 4):
+        assert after.token_ids == free.token_ids
+        assert_allclose(after.logprobs, free.logprobs, atol=1e-4)
 
 
 def test_eight_bit_pages_come_close(model):

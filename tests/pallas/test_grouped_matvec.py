@@ -149,7 +149,9 @@ def test_gates_and_biases_of_plain_experts(name):
             target="interpret",
         )
         added = [bias[experts] * has for bias, has in zip(both, which, strict=True)]
-        assert error(got, outcome(products, added, name)) < 1e-5
+        # Kernels do not round GELU to f16, as plain JAX does.
+        limit = 1e-3 if name == "gelu" else 1e-5
+        assert error(got, outcome(products, added, name)) < limit
 
 
 def test_the_bias_of_one_stack():
