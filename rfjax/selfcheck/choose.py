@@ -8,7 +8,13 @@ from rfjax.quant.layout import LAYOUTS
 from rfjax.quant.types import NATIVE_DTYPES, GGMLType
 from rfjax.selfcheck.attention import TYPICAL, attention_cases, heads_of
 from rfjax.selfcheck.case import CheckCase
-from rfjax.selfcheck.matvec import experts_case, launch_case, launch_cases, matvec_cases
+from rfjax.selfcheck.matvec import (
+    ExpertsKind,
+    experts_case,
+    launch_case,
+    launch_cases,
+    matvec_cases,
+)
 from rfjax.selfcheck.paged_attention import (
     UNUSUAL,
     PagedHeads,
@@ -59,23 +65,23 @@ def model_cases(
         config: the model.
         apart: whether it is spread over a mesh, where no two matrices share a launch.
     """
-    experts = () if apart else dict.fromkeys(_experts(matrices))
+    experts = () if apart else dict.fromkeys(_experts(matrices, config))
     heads = dict.fromkeys(heads_of(layer) for layer in config.layers)
     in_pages = (layer for layer in config.layers if layer.latent is None)
     paged = dict.fromkeys(paged_heads_of(layer) for layer in in_pages)
     return (
         *launch_cases(launches(matrices, apart=apart), config.dtype),
-        *(experts_case(stacks, config.dtype, sizes) for stacks, sizes in experts),
+        *(experts_case(stacks, config.dtype, sizes, kind) for stacks, sizes, kind in experts),
         *attention_cases(heads, config.dtype),
         *paged_attention_cases(paged, config.dtype),
     )
 
 
 def _experts(
-    matrices: Matrices,
-) -> Iterator[tuple[tuple[GGMLType, GGMLType, GGMLType], tuple[int, int]]]:
-    """Types of gate, up and down where a kernel takes them (all packed, or all plain), and sizes:
-    of the input and of the hidden layer."""
+    matrices: Matrices, config: ModelConfig
+) -> Iterator[tuple[tuple[GGMLType, GGMLType, GGMLType], tuple[int, int], ExpertsKind]]:
+    """Types of gate, up and down where a kernel takes them (all packed, or all plain), sizes of the
+    input and of the hidden layer, and what the experts are beside."""
     for i in layer_numbers(matrices):
         names = [f"blk.{i}.ffn_{stem}_exps.weight" for stem in ("gate", "up", "down")]
         if not all(name in matrices for name in names):
@@ -83,4 +89,6 @@ def _experts(
         (gate, (_, hidden, width)), (up, _), (down, _) = (matrices[name] for name in names)
         stacks = (gate, up, down)
         if all(type in LAYOUTS for type in stacks) or all(type in NATIVE_DTYPES for type in stacks):
-            yield stacks, (width, hidden)
+            layer = config.layers[i]
+            kind = ExpertsKind(layer.activation, "ffn_gate_exps" in layer.biases)
+            yield stacks, (width, hidden), kind

@@ -3,8 +3,9 @@
 Activations are packed by their kernel on the way, as in a model.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -224,13 +225,50 @@ def _gated(type: GGMLType, n: int, k: int, dtype: str) -> CheckCase:
     return CheckCase(kernel, label, _ROUNDED[dtype], make)
 
 
-def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) -> CheckCase:
+@dataclasses.dataclass(frozen=True)
+class ExpertsKind:
+    """What a model's experts are beside their types and sizes.
+
+    Attributes:
+        activation: a name of `rfjax.ops.activation.GATES`.
+        biased: every stack has a bias.
+    """
+
+    activation: str = "silu"
+    biased: bool = False
+
+    def __str__(self) -> str:
+        names = [self.activation] if self.activation != "silu" else []
+        return ", ".join(names + ["biases"] * self.biased)
+
+
+_GATES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "silu": lambda g, u: g / (1 + np.exp(-g)) * u,
+    "gelu": lambda g, u: g * (1 + np.tanh(0.7978845608 * (g + 0.044715 * g**3))) / 2 * u,
+    "relu": lambda g, u: np.maximum(g, 0) * u,
+    "relu_squared": lambda g, u: np.maximum(g, 0) ** 2 * u,
+    "swiglu_oai": lambda g, u: (
+        np.minimum(g, 7)
+        / (1 + np.exp(-1.702 * np.minimum(g, 7)))
+        * (np.minimum(np.maximum(u, -7), 7) + 1)
+    ),
+}
+"""What is made of gate and up, in f64."""
+
+
+def experts_case(
+    types: Sequence[GGMLType],
+    dtype: str,
+    sizes: tuple[int, int],
+    kind: ExpertsKind = ExpertsKind(),
+) -> CheckCase:
     """The experts of two tokens, some of them shared.
 
     Args:
         types: of the stacks gate, up and down.
         dtype: of the activations.
         sizes: of the input and of an expert's hidden layer.
+        kind: what they are beside.
     """
     width, hidden = sizes
     chosen = np.asarray([[3, 0], [2, 3]], np.int32)
@@ -243,27 +281,33 @@ def experts_case(types: Sequence[GGMLType], dtype: str, sizes: tuple[int, int]) 
             for type, (n, k) in zip(types, shapes, strict=True)
         ]
         gate, up, down = (values for _, values in stacks)
+        biases = [
+            rng.standard_normal((4, min(n, _DIFFERENT))).astype(np.float32) * kind.biased
+            for n, _ in shapes
+        ]
+        of_gate, of_up, of_down = (bias.astype(np.float64)[chosen] for bias in biases)
         x, weights = _rounded(rng.standard_normal((2, width)), dtype), rng.random((2, 2))
         weights = _rounded(weights)
         wide = x.astype(np.float64)
-        g = np.einsum("td,tafd->taf", wide, gate[chosen])
-        inner = g / (1 + np.exp(-g)) * np.einsum("td,tafd->taf", wide, up[chosen])
-        inner = inner[..., repeats[0]]
-        expected = np.einsum("ta,taf,tadf->td", weights.astype(np.float64), inner, down[chosen])
-        expected = expected[:, repeats[2]]
+        g = np.einsum("td,tafd->taf", wide, gate[chosen]) + of_gate
+        u = np.einsum("td,tafd->taf", wide, up[chosen]) + of_up
+        inner = _GATES[kind.activation](g, u)[..., repeats[0]]
+        outer = np.einsum("taf,tadf->tad", inner, down[chosen]) + of_down
+        expected = np.einsum("ta,tad->td", weights.astype(np.float64), outer)[:, repeats[2]]
 
-        def function(x, weights, chosen, repeats, *few):
+        def function(x, weights, chosen, repeats, biases, *few):
             gate, up, down = (
-                Projection(_repeated(stack, rows, 1))
-                for stack, rows in zip(few, repeats, strict=True)
+                Projection(_repeated(stack, rows, 1), bias[:, rows] if kind.biased else None)
+                for stack, rows, bias in zip(few, repeats, biases, strict=True)
             )
-            return expert_ffn(x, weights, chosen, gate, up, down, "silu", policy=_BY_NAME)
+            return expert_ffn(x, weights, chosen, gate, up, down, kind.activation, policy=_BY_NAME)
 
-        arguments = (x, weights, chosen, repeats, *(stack for stack, _ in stacks))
+        arguments = (x, weights, chosen, repeats, biases, *(stack for stack, _ in stacks))
         return Trial(function, arguments, lambda found: relative_error(found, expected))
 
     name = PLAIN_KERNEL if types[0] in NATIVE_DTYPES else GROUPED_KERNEL
-    label = f"experts {hidden}x{width}, {' + '.join(type.name for type in types)}, {dtype}"
+    parts = [f"experts {hidden}x{width}", " + ".join(t.name for t in types), str(kind), dtype]
+    label = ", ".join(filter(None, parts))
     return CheckCase(f"{name}:{_joined(types)}", label, _ROUNDED[dtype], make)
 
 

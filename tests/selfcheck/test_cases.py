@@ -8,7 +8,7 @@ from rfjax.ops.mask import Mask
 from rfjax.quant.types import GGMLType
 from rfjax.selfcheck.attention import Heads, attention_cases
 from rfjax.selfcheck.checker import run_checks
-from rfjax.selfcheck.matvec import experts_case, kernel_for, launch_cases, matvec_cases
+from rfjax.selfcheck.matvec import ExpertsKind, experts_case, kernel_for, launch_cases, matvec_cases
 from rfjax.selfcheck.paged_attention import PagedHeads, paged_attention_cases
 
 pytestmark = pytest.mark.quick_compile
@@ -46,8 +46,13 @@ def test_experts():
     packed = (GGMLType.Q8_0, GGMLType.Q8_0, GGMLType.Q5_0)
     cases = [experts_case(packed, "float32", (32, 96))]
     cases.append(experts_case((GGMLType.BF16,) * 3, "bfloat16", (80, 24)))
-    assert [case.kernel for case in cases] == ["grouped_matvec:Q8_0+Q5_0", "plain_matvec:BF16"]
-    assert [result.verdict for result in run_checks(cases, seed=3)] == ["ok"] * 2
+    gpt_oss = ExpertsKind("swiglu_oai", biased=True)
+    cases.append(experts_case((GGMLType.MXFP4,) * 3, "float32", (32, 96), gpt_oss))
+    assert "swiglu_oai, biases" in cases[-1].label
+    assert [case.kernel for case in cases] == [
+        *("grouped_matvec:Q8_0+Q5_0", "plain_matvec:BF16", "grouped_matvec:MXFP4")
+    ]
+    assert [result.verdict for result in run_checks(cases, seed=3)] == ["ok"] * 3
 
 
 def test_attention():
