@@ -80,7 +80,11 @@ ALONE = [name for name, golden in GOLDENS.items() if golden.family.name not in I
 """Models of architectures that only tests here are about."""
 
 
-@pytest.mark.parametrize("name", ALONE)
+GENERATED = {GOLDENS[name].family.name: name for name in reversed(ALONE)}.values()
+"""The first of each."""
+
+
+@pytest.mark.parametrize("name", [*GENERATED, "baichuan-40"])
 def test_every_mechanism_shows_where_no_conformance_file_does_it(name, tmp_path):
     golden = GOLDENS[name]
     model = load(golden.write(tmp_path / "model.gguf"), context=golden.context)
@@ -104,9 +108,6 @@ def quantized(name, values):
     """A tensor as Q8_0, where files have it so."""
     matrix = values.ndim > 1 and values.shape[-1] % 32 == 0
     return q8_0(values) if matrix and name.split(".")[-2] not in NEVER_QUANTIZED else values
-
-
-GENERATED = {GOLDENS[name].family.name: name for name in reversed(ALONE)}.values()
 
 
 @pytest.mark.parametrize("name", ["bloom", "deepseek2", "gemma2", "gpt-oss", *GENERATED])
