@@ -18,15 +18,13 @@ from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
+from rfjax.evals.score import score
 from rfjax.io.load import Model
-from rfjax.models.attention_inputs import whole_rows
 from rfjax.models.config import ModelConfig
-from rfjax.models.decoder import hidden_states, output_projection
 from rfjax.models.params import Params
-from rfjax.ops.likelihood import token_nll
 from rfjax.quant.qtensor import has_packed
 from rfjax.sharding import batch_sharding
-from rfjax.typing import Array, Float, Int
+from rfjax.typing import Array, Int
 
 _TOKENS_PER_BATCH = 2048
 """Tokens scored in one step when the caller names no batch size (llama-perplexity's default)."""
@@ -92,34 +90,14 @@ class RunningPerplexity:
         return self.perplexity * math.sqrt(max(0.0, variance) / (self.count - 1))
 
 
-def score(
-    params: Params, tokens: Int[Array, "B L"], *, first: int, config: ModelConfig
-) -> Float[Array, "B scored"]:
-    """Negative log-likelihoods, in nats, of the tokens at `first + 1 .. L - 1` of every row.
-
-    Rows are whole sequences from an empty context. Pure: `[B, L - 1 - first]`, f32; logits are
-    never held for more than a few rows at a time.
-    """
-    batch, length = tokens.shape
-    inputs = whole_rows(jnp.full((batch,), length, jnp.int32), length)
-    hidden, _ = hidden_states(params, tokens.reshape(-1), inputs, None, config=config)
-    hidden = hidden.reshape(batch, length, -1)[:, first : length - 1]
-    output = output_projection(params)
-    nll = token_nll(
-        hidden.reshape(-1, hidden.shape[-1]),
-        output.weight,
-        output.bias,
-        tokens[:, first + 1 :].reshape(-1),
-        scale=config.logit_scale,
-        softcap=config.final_softcap,
-    )
-    return nll.reshape(batch, length - 1 - first)
-
-
 @functools.cache
-def _jitted_score(packed: bool):
+def _jitted_nll(packed: bool):
+    def nll(params: Params, tokens: Int[Array, "B L"], first: int, config: ModelConfig) -> Array:
+        mask = jnp.ones(tokens.shape, jnp.bool_)
+        return -score(params, tokens, mask, config=config, first=first)[:, first + 1 :]
+
     options = compiler_options(packed=packed)
-    return jax.jit(score, static_argnames=("first", "config"), compiler_options=options)
+    return jax.jit(nll, static_argnames=("first", "config"), compiler_options=options)
 
 
 def chunk_tokens(
@@ -232,7 +210,7 @@ def _score_rows(model: Model, rows: np.ndarray, batch_size: int) -> Iterator[np.
         tokens = jnp.asarray(batch)
         if model.mesh is not None:
             tokens = jax.device_put(tokens, batch_sharding(model.mesh, batch_size))
-        nll = _jitted_score(has_packed(model.params))(
+        nll = _jitted_nll(has_packed(model.params))(
             model.params, tokens, first=first, config=model.config
         )
         if pending is not None:

@@ -1,15 +1,67 @@
 """Log-likelihoods of given tokens, without ever holding `[T, V]` logits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from rfjax.ops.linear import linear
 from rfjax.ops.logits import finished
+from rfjax.ops.logprobs import normalizer, of_tokens
 from rfjax.quant.qtensor import QTensor, Weight, dequantize_packed
-from rfjax.typing import Array, Float, Int
+from rfjax.typing import Array, Bool, Float, Int
 
 _MAX_LOGITS = 1 << 24
 """Most logits held at a time (64 MiB in f32)."""
+
+_MAX_LOGITS_ON_GPU = 1 << 26
+"""The same on GPUs, where small chunks would read the weights for too few rows (256 MiB)."""
+
+
+class TokenScores(NamedTuple):
+    """Of every row's target."""
+
+    logprobs: Float[Array, " T"]
+    greedy: Bool[Array, " T"]  # whether it is the most likely token; of equals, the lowest id
+
+
+def token_scores(
+    hidden: Float[Array, "T D"],
+    weight: Weight,
+    bias: Float[Array, " V"] | None,
+    targets: Int[Array, " T"],
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> TokenScores:
+    """`log softmax(logits)[target]` of every row, f32, in nats, and whether no logit is higher.
+
+    The logits are `hidden @ weight.T + bias`, then `rfjax.ops.logits.finished` with `scale` and
+    `softcap`. A row's scores do not depend on the others, bit for bit in f32 on the CPU.
+
+    Projection, log-sum-exp and gather run over chunks of rows, so that memory is bounded by
+    `_MAX_LOGITS` values (on GPUs `_MAX_LOGITS_ON_GPU`) whatever T and V.
+    """
+    if isinstance(weight, QTensor):  # once, not for every chunk
+        weight = dequantize_packed(weight, hidden.dtype)
+    n_tokens, vocab = hidden.shape[0], weight.shape[0]
+    most = _MAX_LOGITS if jax.default_backend() == "cpu" else _MAX_LOGITS_ON_GPU
+    chunk = max(16, min(1024, most // vocab))
+    chunk = min(chunk, max(2, n_tokens))
+    n_chunks = -(-n_tokens // chunk)
+    padding = n_chunks * chunk - n_tokens
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(n_chunks, chunk, -1)
+    targets = jnp.pad(targets, (0, padding)).reshape(n_chunks, chunk)
+
+    def one(inputs):
+        rows, wanted = inputs
+        logits = linear(rows, weight, bias, out_dtype=jnp.dtype("float32"))
+        logits = finished(logits, scale, softcap)
+        likeliest = jnp.argmax(logits, axis=-1).astype(wanted.dtype)
+        return TokenScores(of_tokens(logits, wanted, normalizer(logits)), likeliest == wanted)
+
+    scores = jax.lax.map(one, (hidden, targets))
+    return TokenScores(*(values.reshape(-1)[:n_tokens] for values in scores))
 
 
 def token_nll(
@@ -21,31 +73,6 @@ def token_nll(
     scale: float = 1.0,
     softcap: float = 0.0,
 ) -> Float[Array, " T"]:
-    """`-log softmax(logits)[target]` of every row, f32, in nats.
-
-    The logits are `hidden @ weight.T + bias`, then `rfjax.ops.logits.finished` with `scale` and
-    `softcap`.
-
-    Projection, log-sum-exp and gather run over chunks of rows, so that memory is bounded by
-    `_MAX_LOGITS` values whatever T and V.
-    """
-    if isinstance(weight, QTensor):  # once, not for every chunk
-        weight = dequantize_packed(weight, hidden.dtype)
-    n_tokens, vocab = hidden.shape[0], weight.shape[0]
-    chunk = max(16, min(1024, _MAX_LOGITS // vocab))
-    chunk = min(chunk, max(2, n_tokens))
-    n_chunks = -(-n_tokens // chunk)
-    padding = n_chunks * chunk - n_tokens
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(n_chunks, chunk, -1)
-    targets = jnp.pad(targets, (0, padding)).reshape(n_chunks, chunk)
-
-    def one(inputs):
-        rows, wanted = inputs
-        logits = linear(rows, weight, bias, out_dtype=jnp.dtype("float32"))
-        logits = finished(logits, scale, softcap)
-        top = jnp.max(logits, axis=-1)
-        log_total = jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1))
-        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return log_total - (chosen - top)
-
-    return jax.lax.map(one, (hidden, targets)).reshape(-1)[:n_tokens]
+    """`-log softmax(logits)[target]` of every row: `token_scores`, negated."""
+    scores = token_scores(hidden, weight, bias, targets, scale=scale, softcap=softcap)
+    return -scores.logprobs

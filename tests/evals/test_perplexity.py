@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import rfjax
 from rfjax.errors import RequestError
-from rfjax.evals.perplexity import RunningPerplexity, chunk_tokens, perplexity, score
+from rfjax.evals.perplexity import RunningPerplexity, chunk_tokens, perplexity
+from rfjax.evals.score import score
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,9 @@ def test_logits_of_all_tokens_are_never_held(model):
     """No array of the scoring program has a row for every token and a column for every entry."""
     batch, length = 64, 128
     rows = np.zeros((batch, length), np.int32)
+    mask = np.ones(rows.shape, bool)
     jaxpr = jax.make_jaxpr(
-        lambda params, tokens: score(params, tokens, first=64, config=model.config)
+        lambda params, tokens: score(params, tokens, mask, first=64, config=model.config)
     )(model.params, rows)
     vocab = model.config.vocab_size
     assert f",{vocab}]" in str(jaxpr)  # the chunk's logits are there
