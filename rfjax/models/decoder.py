@@ -64,21 +64,17 @@ def hidden_states(
         Hidden states in the config's dtype, and the cache with this step in it (None without).
     """
     with jax.named_scope("token_embd"):
-        x = _embedded(params, tokens, inputs, config)
+        x = embedded(params, tokens, inputs, config=config)
 
-    # Layers of one rotation share its tables.
-    chosen = config.rope_factors
-    factors = None if chosen is None else getattr(params, chosen).weight
-
-    @functools.cache
+    @functools.cache  # layers of one rotation share its tables
     def tables(rope: Rope | None) -> Tables | None:
-        return None if rope is None else rope_tables(rope, inputs.flat_positions, factors)
+        return rotation(params, rope, inputs, config=config)
 
     layers = []
     for i, (block, layer) in enumerate(zip(params.blk, config.layers, strict=True)):
         with jax.named_scope(f"blk.{i}"):
             view = _view(cache, inputs, i)
-            x, written = _layer(block, x, inputs, view, tables(layer.rope), layer, config)
+            x, written = run_layer(block, x, inputs, view, tables(layer.rope), layer, config)
             layers.append(written)
 
     with jax.named_scope("output_norm"):
@@ -86,10 +82,10 @@ def hidden_states(
     return x, None if cache is None else dataclasses.replace(cache, layers=tuple(layers))
 
 
-def _embedded(
-    params: Params, tokens: Int[Array, " T"], inputs: AttentionInputs, config: ModelConfig
+def embedded(
+    params: Params, tokens: Int[Array, " T"], inputs: AttentionInputs, *, config: ModelConfig
 ) -> Float[Array, "T D"]:
-    """What the first layer reads."""
+    """What the first layer reads, in the config's dtype. Of the tree only embeddings are read."""
     dtype = jnp.dtype(config.dtype)
     x = embed(tokens, params.token_embd.weight, dtype)
     if config.embedding_scale != 1.0:
@@ -100,6 +96,18 @@ def _embedded(
     if params.token_embd_norm is not None:
         x = jax.lax.optimization_barrier(normalized(x, params.token_embd_norm, config))
     return x
+
+
+def rotation(
+    params: Params, rope: Rope | None, inputs: AttentionInputs, *, config: ModelConfig
+) -> Tables | None:
+    """Cosines and sines of a layer's rotation at the positions of `inputs`; None without one."""
+    if rope is None:
+        return None
+    factors = None
+    if config.rope_factors is not None:
+        factors = getattr(params, config.rope_factors).weight
+    return rope_tables(rope, inputs.flat_positions, factors)
 
 
 def _view(cache: Cache | None, inputs: AttentionInputs, number: int) -> LayerView:
@@ -136,7 +144,7 @@ def project(
         return finished(logits, config.logit_scale, config.final_softcap)
 
 
-def _layer(
+def run_layer(
     block: Block,
     x: Float[Array, "T D"],
     inputs: AttentionInputs,
@@ -145,7 +153,10 @@ def _layer(
     layer: LayerConfig,
     config: ModelConfig,
 ) -> tuple[Float[Array, "T D"], LayerCache | LayerPages | None]:
-    """`x` and what attention and feed-forward network add to it, and the layer's written cache."""
+    """`x` and what attention and feed-forward network add to it, and the layer's written cache.
+
+    `tables` are those of the layer's rotation at the positions of `inputs`.
+    """
     attend = plain_attention if layer.latent is None else latent_attention
     of_attention = block.attn_norm if block.attn_norm_2 is None else block.attn_norm_2
     h, norm = before_product(x, of_attention, config)
