@@ -24,9 +24,10 @@ from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params
 from rfjax.quant.qtensor import has_packed
 from rfjax.sharding import batch_sharding
+from rfjax.tokenizer import Tokenizer
 from rfjax.typing import Array, Int
 
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 """Tokens scored in one step when the caller names no batch size (llama-perplexity's default)."""
 
 
@@ -146,22 +147,17 @@ def perplexity(
         ModelFormatError: the model computes NaN.
     """
     config = model.config
-    _check_count("n_ctx", n_ctx, least=4)
-    _check_count("chunks", chunks, least=1, optional=True)
-    _check_count("batch_size", batch_size, least=1, optional=True)
-    if n_ctx > config.context_length:
-        raise RequestError(
-            f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
-        )
-    token_ids, bos_id = _tokenize(model, text)
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= config.vocab_size):
-        raise RequestError(
-            f"token ids from {min(token_ids)} to {max(token_ids)}: expected 0 to "
-            f"{config.vocab_size - 1}"
-        )
-    rows = chunk_tokens(token_ids, n_ctx, chunks, bos_id)
+    check_count("batch_size", batch_size, least=1, optional=True)
+    rows = text_chunks(
+        text,
+        tokenizer=model.tokenizer,
+        config=config,
+        path=model.path,
+        n_ctx=n_ctx,
+        chunks=chunks,
+    )
     sums, running = RunningPerplexity(), []
-    for nll in _score_rows(model, rows, batch_size or max(1, _TOKENS_PER_BATCH // n_ctx)):
+    for nll in _score_rows(model, rows, batch_size or max(1, TOKENS_PER_BATCH // n_ctx)):
         check_not_nan(nll, config.dtype)
         sums.add(nll)
         running.append(sums.perplexity)
@@ -178,23 +174,62 @@ def perplexity(
     )
 
 
-def _check_count(name: str, value: int | None, *, least: int, optional: bool = False) -> None:
+def text_chunks(
+    text: str | Sequence[int],
+    *,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    path: str,
+    n_ctx: int,
+    chunks: int | None,
+) -> np.ndarray:
+    """The chunks of a text that a model of this tokenizer and configuration is measured on.
+
+    Args:
+        text: a text, or its token ids (BOS included if the model wants one).
+        tokenizer: the model's; None for a model without.
+        config: the model's.
+        path: of the model's file, for messages.
+        n_ctx, chunks: as of `perplexity`.
+
+    Returns:
+        Int32 `[n_chunks, n_ctx]`, of `chunk_tokens`.
+
+    Raises:
+        RequestError: as of `perplexity`.
+    """
+    check_count("n_ctx", n_ctx, least=4)
+    check_count("chunks", chunks, least=1, optional=True)
+    if n_ctx > config.context_length:
+        raise RequestError(
+            f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
+        )
+    if not isinstance(text, str):
+        token_ids = as_token_ids(text)
+    elif tokenizer is None:
+        raise RequestError(f"{path} has no tokenizer: give token ids instead of text")
+    else:
+        token_ids = tokenizer.encode(text)
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= config.vocab_size):
+        raise RequestError(
+            f"token ids from {min(token_ids)} to {max(token_ids)}: expected 0 to "
+            f"{config.vocab_size - 1}"
+        )
+    bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
+    return chunk_tokens(token_ids, n_ctx, chunks, bos_id)
+
+
+def check_count(name: str, value: int | None, *, least: int, optional: bool = False) -> None:
+    """Refuse what is no integer of at least `least`, or None where it is optional.
+
+    Raises:
+        RequestError: that, naming it.
+    """
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         hint = ", or None" if optional else ""
         raise RequestError(f"{name}: got {value!r}, expected an integer of at least {least}{hint}")
-
-
-def _tokenize(model: Model, text: str | Sequence[int]) -> tuple[list[int], int | None]:
-    """Token ids, and the BOS that starts every chunk where the vocabulary adds one."""
-    tokenizer = model.tokenizer
-    bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
-    if not isinstance(text, str):
-        return as_token_ids(text), bos_id
-    if tokenizer is None:
-        raise RequestError(f"{model.path} has no tokenizer: give token ids instead of text")
-    return tokenizer.encode(text), bos_id
 
 
 def _score_rows(model: Model, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
