@@ -66,6 +66,8 @@ WITHOUT_JAX = (
     "rfjax.engine.sequence",
     "rfjax.engine.stop",
     "rfjax.engine.warm_up",
+    "rfjax.evals.difference",
+    "rfjax.evals.journal",
     "rfjax.evals.kl_report",
     "rfjax.evals.kl_statistics",
 )
