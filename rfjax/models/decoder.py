@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from rfjax.models.latent_attention import latent_attention
 from rfjax.models.normalize import before_product, normalized
 from rfjax.models.params import Block, Linear, Norm, Params
 from rfjax.models.plain_attention import Tables, plain_attention
+from rfjax.models.taps import NO_POINTS, Edit, Point, Points, make_points, passed
 from rfjax.ops.linear import embed, linear
 from rfjax.ops.logits import finished
 from rfjax.ops.rope import Rope, rope_tables
@@ -24,21 +26,61 @@ from rfjax.typing import Array, Float, Int
 Cache = DenseCache | PagedCache
 
 
+@overload
 def forward(
-    params: Params, tokens: Int[Array, " T"], *, config: ModelConfig
-) -> Float[Array, "T V"]:
+    params: Params,
+    tokens: Int[Array, " T"],
+    *,
+    config: ModelConfig,
+    edits: Mapping[str, Edit] | None = None,
+) -> Float[Array, "T V"]: ...
+
+
+@overload
+def forward(
+    params: Params,
+    tokens: Int[Array, " T"],
+    *,
+    config: ModelConfig,
+    taps: Sequence[str],
+    edits: Mapping[str, Edit] | None = None,
+) -> tuple[Float[Array, "T V"], dict[str, Float[Array, "T D"]]]: ...
+
+
+def forward(
+    params: Params,
+    tokens: Int[Array, " T"],
+    *,
+    config: ModelConfig,
+    taps: Sequence[str] = (),
+    edits: Mapping[str, Edit] | None = None,
+) -> Float[Array, "T V"] | tuple[Float[Array, "T V"], dict[str, Float[Array, "T D"]]]:
     """Logits after every token of one sequence, f32, from an empty context.
 
     Equivalent to `log p(next | tokens[:t+1])` up to normalisation, for every t. Pure: compose it
-    with `jax.jit(..., static_argnames="config")`, `jax.vmap` and `jax.grad`.
+    with `jax.jit(..., static_argnames=("config", "taps"))`, `jax.vmap` and `jax.grad`.
 
     Args:
+        params: the weights.
         tokens: token ids in `[0, V)`; logits after any other id are NaN.
+        config: the model's.
+        taps: names of points (see `rfjax.models.taps`) whose activations are returned as well.
+        edits: by name of a point, a pure function of the activations `[T, D]` there, with whose
+            result the model goes on; a tap gives that result. Functions may close over arrays that
+            are traced.
+
+    Returns:
+        The logits; with taps, the logits and activations by name, `[T, D]` in the config's dtype.
+
+    Raises:
+        RequestError: a name of no point, or an edit that changes the shape or the dtype.
     """
+    points = make_points(config, taps, edits)
     length = tokens.shape[0]
     inputs = whole_rows(jnp.full((1,), length, jnp.int32), length)
-    hidden, _ = hidden_states(params, tokens, inputs, None, config=config)
-    return project(params, hidden, config=config)
+    hidden, _ = hidden_states(params, tokens, inputs, None, config=config, points=points)
+    logits = project(params, hidden, config=config)
+    return (logits, {name: points[name].values[0] for name in taps}) if taps else logits
 
 
 def hidden_states(
@@ -48,6 +90,7 @@ def hidden_states(
     cache: Cache | None,
     *,
     config: ModelConfig,
+    points: Points = NO_POINTS,
 ) -> tuple[Float[Array, "T D"], Cache | None]:
     """Final hidden states (after the output norm) of T flat tokens, and the written cache.
 
@@ -59,12 +102,14 @@ def hidden_states(
         inputs: the B rows of L tokens: positions, key lengths, and page tables of a paged cache.
         cache: of B rows, as `rfjax.cache.dense.init_cache` makes it; or pages, which any rows
             share (`rfjax.cache.paged`); or None.
+        config: the model's.
+        points: where activations are read or edited.
 
     Returns:
         Hidden states in the config's dtype, and the cache with this step in it (None without).
     """
     with jax.named_scope("token_embd"):
-        x = embedded(params, tokens, inputs, config=config)
+        x = passed(points.get("token_embd"), embedded(params, tokens, inputs, config=config))
 
     @functools.cache  # layers of one rotation share its tables
     def tables(rope: Rope | None) -> Tables | None:
@@ -74,11 +119,15 @@ def hidden_states(
     for i, (block, layer) in enumerate(zip(params.blk, config.layers, strict=True)):
         with jax.named_scope(f"blk.{i}"):
             view = _view(cache, inputs, i)
-            x, written = run_layer(block, x, inputs, view, tables(layer.rope), layer, config)
+            within = points.get(f"blk.{i}.attn_output"), points.get(f"blk.{i}.ffn")
+            x, written = run_layer(
+                block, x, inputs, view, tables(layer.rope), layer, config, within
+            )
+            x = passed(points.get(f"blk.{i}"), x)
             layers.append(written)
 
     with jax.named_scope("output_norm"):
-        x = normalized(x, params.output_norm, config)
+        x = passed(points.get("output_norm"), normalized(x, params.output_norm, config))
     return x, None if cache is None else dataclasses.replace(cache, layers=tuple(layers))
 
 
@@ -152,10 +201,12 @@ def run_layer(
     tables: Tables | None,
     layer: LayerConfig,
     config: ModelConfig,
+    points: tuple[Point | None, Point | None] = (None, None),
 ) -> tuple[Float[Array, "T D"], LayerCache | LayerPages | None]:
     """`x` and what attention and feed-forward network add to it, and the layer's written cache.
 
-    `tables` are those of the layer's rotation at the positions of `inputs`.
+    `tables` are those of the layer's rotation at the positions of `inputs`, and `points` those of
+    what attention and network add.
     """
     attend = plain_attention if layer.latent is None else latent_attention
     of_attention = block.attn_norm if block.attn_norm_2 is None else block.attn_norm_2
@@ -170,19 +221,16 @@ def run_layer(
                 attended, output.weight, output.bias, residual=residual, policy=config.kernels
             )
 
-    if layer.parallel:
-        of_network = block.attn_norm if block.ffn_norm is None else block.ffn_norm
-        with jax.named_scope("ffn"):
-            y = feed_forward(block, x, of_network, attention(x), layer, config)
-        return y, written
-
-    x = _add(x, attention, block.post_attention_norm, layer, config)
+    y = _add(x, attention, block.post_attention_norm, layer, config, points[0])
+    read, of_network = (x if layer.parallel else y), block.ffn_norm
+    if layer.parallel and of_network is None:
+        of_network = block.attn_norm
 
     def network(residual: Array | None) -> Array:
         with jax.named_scope("ffn"):
-            return feed_forward(block, x, block.ffn_norm, residual, layer, config)
+            return feed_forward(block, read, of_network, residual, layer, config)
 
-    return _add(x, network, block.post_ffw_norm, layer, config), written
+    return _add(y, network, block.post_ffw_norm, layer, config, points[1]), written
 
 
 def _add(
@@ -191,9 +239,10 @@ def _add(
     norm: Norm | None,
     layer: LayerConfig,
     config: ModelConfig,
+    point: Point | None,
 ) -> Float[Array, "T D"]:
     """`x` and what a branch makes: in the branch's own product where nothing comes in between."""
-    if norm is None and layer.residual_scale == 1.0:
+    if norm is None and layer.residual_scale == 1.0 and point is None:
         return branch(x)
     y = branch(None)
     if norm is not None:
@@ -201,4 +250,4 @@ def _add(
     if layer.residual_scale != 1.0:
         y = (y.astype(jnp.float32) * jnp.float32(layer.residual_scale)).astype(x.dtype)
     # Held as it is: XLA would contract a product with the sum for some shapes only.
-    return x + jax.lax.optimization_barrier(y)
+    return x + jax.lax.optimization_barrier(passed(point, y))
