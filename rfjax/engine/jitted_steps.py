@@ -5,13 +5,13 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from rfjax.cache.paged import PagedCache, copy_pages, pages_sharding
+from rfjax.cache.paged import copy_pages
 from rfjax.engine import steps
 from rfjax.engine.compiler_options import compiler_options
+from rfjax.engine.on_mesh import OnMesh
 from rfjax.ops.sampling import LogitsProcessor
-from rfjax.sharding import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +33,8 @@ def jitted_steps(
 ) -> JittedSteps:
     """Steps as functions that runners of the same kind share, and so compile once."""
 
-    def pinned(cache: PagedCache) -> PagedCache:
-        """Pages where they were, so that the next step needs no other program."""
-        if mesh is None:
-            return cache
-        layers = tuple(
-            jax.lax.with_sharding_constraint(layer, pages_sharding(mesh, layer.k.shape[1]))
-            for layer in cache.layers
-        )
-        return PagedCache(layers, cache.groups)
-
-    def everywhere(tree):
-        if mesh is None:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
-
-    def by_rows(*arrays):
-        """Rows of a step over "data"."""
-        if mesh is None:
-            return arrays
-        sharding = batch_sharding(mesh, arrays[0].shape[0])
-        return jax.lax.with_sharding_constraint(arrays, sharding)
+    on = OnMesh(mesh)
+    pinned, everywhere, by_rows = on.pinned, on.everywhere, on.by_rows
 
     def open_rows(rows, tables, at, new):
         return everywhere(steps.open_rows(rows, tables, at, new))
