@@ -8,7 +8,7 @@ the second half of a chunk count (positions `n_ctx/2 + 1` to `n_ctx - 1`).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
+from rfjax.evals.row_batches import in_batches
 from rfjax.evals.score import score
 from rfjax.io.load import Model
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params
 from rfjax.quant.qtensor import has_packed
-from rfjax.sharding import batch_sharding
 from rfjax.tokenizer import Tokenizer
 from rfjax.typing import Array, Int
 
@@ -91,6 +91,10 @@ class RunningPerplexity:
         return self.perplexity * math.sqrt(max(0.0, variance) / (self.count - 1))
 
 
+OnSums = Callable[[int, int, RunningPerplexity], None]
+"""Called with (chunk number from 1, number of chunks, sums of all tokens up to there)."""
+
+
 @functools.cache
 def _jitted_nll(packed: bool):
     def nll(params: Params, tokens: Int[Array, "B L"], first: int, config: ModelConfig) -> Array:
@@ -131,6 +135,7 @@ def perplexity(
     chunks: int | None = None,
     batch_size: int | None = None,
     on_chunk: Callable[[int, int, float], None] | None = None,
+    on_sums: OnSums | None = None,
 ) -> PerplexityResult:
     """Perplexity of a text, in llama-perplexity's default mode.
 
@@ -140,6 +145,7 @@ def perplexity(
         chunks: score only that many; None scores all. A tail shorter than a chunk is dropped.
         batch_size: chunks scored at a time; the result does not depend on it beyond rounding.
         on_chunk: called with (chunk number from 1, number of chunks, running estimate).
+        on_sums: the same with all that is known of the tokens so far, for who wants its error.
 
     Raises:
         RequestError: text too short for the context, context longer than the model's, ids
@@ -156,19 +162,63 @@ def perplexity(
         n_ctx=n_ctx,
         chunks=chunks,
     )
+    nll = row_nll(model, first=n_ctx // 2)
+    batch = min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // n_ctx))
+
+    def tell(done: int, total: int, sums: RunningPerplexity) -> None:
+        if on_chunk is not None:
+            on_chunk(done, total, sums.perplexity)
+        if on_sums is not None:
+            on_sums(done, total, sums)
+
+    return added_up(
+        in_batches(nll, rows, batch, mesh=model.mesh),
+        n_chunks=len(rows),
+        n_ctx=n_ctx,
+        dtype=config.dtype,
+        on_sums=tell,
+    )
+
+
+def row_nll(model: Model, *, first: int) -> Callable[[Int[Array, "B L"]], Array]:
+    """Compiled: of rows, the f32 `[B, L - 1 - first]` values of the tokens after `first`."""
+    jitted = _jitted_nll(has_packed(model.params))
+    return functools.partial(jitted, model.params, first=first, config=model.config)
+
+
+def added_up(
+    values: Iterable[np.ndarray],
+    *,
+    n_chunks: int,
+    n_ctx: int,
+    dtype: str,
+    on_sums: OnSums | None = None,
+) -> PerplexityResult:
+    """The estimate from the negative log-likelihoods of each chunk's scored tokens.
+
+    Args:
+        values: f32, nats, a chunk after the other.
+        n_chunks: how many there will be.
+        n_ctx: tokens of a chunk.
+        dtype: of the model's activations, for the message.
+        on_sums: called after each chunk.
+
+    Raises:
+        ModelFormatError: there is a NaN.
+    """
     sums, running = RunningPerplexity(), []
-    for nll in _score_rows(model, rows, batch_size or max(1, TOKENS_PER_BATCH // n_ctx)):
-        check_not_nan(nll, config.dtype)
+    for nll in values:
+        check_not_nan(nll, dtype)
         sums.add(nll)
         running.append(sums.perplexity)
-        if on_chunk is not None:
-            on_chunk(len(running), len(rows), running[-1])
+        if on_sums is not None:
+            on_sums(len(running), n_chunks, sums)
     return PerplexityResult(
         perplexity=sums.perplexity,
         stderr=sums.stderr,
         mean_nll=sums.mean_nll,
         n_tokens=sums.count,
-        n_chunks=len(rows),
+        n_chunks=len(running),
         n_ctx=n_ctx,
         running=tuple(running),
     )
@@ -200,10 +250,20 @@ def text_chunks(
     """
     check_count("n_ctx", n_ctx, least=4)
     check_count("chunks", chunks, least=1, optional=True)
-    if n_ctx > config.context_length:
-        raise RequestError(
-            f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
-        )
+    check_context(n_ctx, config)
+    token_ids = text_tokens(text, tokenizer=tokenizer, config=config, path=path)
+    bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
+    return chunk_tokens(token_ids, n_ctx, chunks, bos_id)
+
+
+def text_tokens(
+    text: str | Sequence[int], *, tokenizer: Tokenizer | None, config: ModelConfig, path: str
+) -> list[int]:
+    """Token ids of a text, with the BOS and EOS of the vocabulary; of ids, these.
+
+    Raises:
+        RequestError: a text without tokenizer, or ids outside the vocabulary.
+    """
     if not isinstance(text, str):
         token_ids = as_token_ids(text)
     elif tokenizer is None:
@@ -215,8 +275,19 @@ def text_chunks(
             f"token ids from {min(token_ids)} to {max(token_ids)}: expected 0 to "
             f"{config.vocab_size - 1}"
         )
-    bos_id = tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None
-    return chunk_tokens(token_ids, n_ctx, chunks, bos_id)
+    return token_ids
+
+
+def check_context(n_ctx: int, config: ModelConfig) -> None:
+    """Refuse chunks that are longer than the model's context.
+
+    Raises:
+        RequestError: they are.
+    """
+    if n_ctx > config.context_length:
+        raise RequestError(
+            f"n_ctx: got {n_ctx}, and the model's context holds {config.context_length} tokens"
+        )
 
 
 def check_count(name: str, value: int | None, *, least: int, optional: bool = False) -> None:
@@ -230,26 +301,3 @@ def check_count(name: str, value: int | None, *, least: int, optional: bool = Fa
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         hint = ", or None" if optional else ""
         raise RequestError(f"{name}: got {value!r}, expected an integer of at least {least}{hint}")
-
-
-def _score_rows(model: Model, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Per-token values of each row; the next batch is dispatched before the last is read."""
-    batch_size = min(batch_size, len(rows))
-    first = rows.shape[1] // 2
-    pending: tuple[Array, int] | None = None
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        real = len(batch)
-        # One compiled shape: the last batch is filled up with copies of its last row.
-        batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - real, axis=0)])
-        tokens = jnp.asarray(batch)
-        if model.mesh is not None:
-            tokens = jax.device_put(tokens, batch_sharding(model.mesh, batch_size))
-        nll = _jitted_nll(has_packed(model.params))(
-            model.params, tokens, first=first, config=model.config
-        )
-        if pending is not None:
-            yield from np.asarray(pending[0])[: pending[1]]
-        pending = nll, real
-    assert pending is not None
-    yield from np.asarray(pending[0])[: pending[1]]
