@@ -40,5 +40,5 @@ class OnMesh:
         """Rows of a step over "data"."""
         if self.mesh is None:
             return arrays
-        sharding = batch_sharding(self.mesh, arrays[0].shape[0])
+        sharding = batch_sharding(self.mesh, jax.tree.leaves(arrays)[0].shape[0])
         return jax.lax.with_sharding_constraint(arrays, sharding)
