@@ -68,6 +68,7 @@ WITHOUT_JAX = (
     "rfjax.engine.warm_up",
     "rfjax.evals.difference",
     "rfjax.evals.journal",
+    "rfjax.evals.kl_base_file",
     "rfjax.evals.kl_report",
     "rfjax.evals.kl_statistics",
 )
