@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "rfjax"
 LAYERS = (
     ("rfjax.cli",),
     ("rfjax",),  # the facade, rfjax/__init__.py alone
-    ("rfjax.server", "rfjax.bench"),
+    ("rfjax.server", "rfjax.bench", "rfjax.evals.lm_eval_*"),  # what runs a whole LLM
     ("rfjax.llm", "rfjax.doctor", "rfjax.inspection", "rfjax.placement"),
     ("rfjax.evals",),
     ("rfjax.engine",),

@@ -1,0 +1,103 @@
+"""Task files as tasks of lm-eval, which need no network. Importing this imports lm-eval."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from rfjax.evals.task_file import (
+    CHOICE,
+    CONTINUATION,
+    GENERATION,
+    QUESTION,
+    TEXT,
+    TaskFile,
+    read_task_file,
+)
+
+_SPLIT = "test"
+
+# A name of a key alone is that key's value as it is; other texts are templates.
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    QUESTION.name: {
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    },
+    CHOICE.name: {
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    },
+    CONTINUATION.name: {
+        "doc_to_text": "context",
+        "doc_to_target": "continuation",
+        "target_delimiter": "",  # the continuation has its own space, in examples as well
+    },
+    TEXT.name: {"doc_to_text": "", "doc_to_target": "text"},
+    GENERATION.name: {
+        "doc_to_text": "prompt",
+        "doc_to_target": "target",
+        "filter_list": [
+            {
+                "name": "none",
+                "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}],
+            }
+        ],
+    },
+}
+
+
+class LocalTask(ConfigurableTask):
+    """A task whose documents come from a file of `rfjax.evals.task_file`.
+
+    Metrics are lm-eval's default ones for what the model is asked: acc and acc_norm for choices,
+    perplexity and acc for continuations, word and byte perplexity and bits per byte for texts,
+    exact_match (without white space around it) for generations.
+    """
+
+    def __init__(self, file: TaskFile):
+        """The task of a file."""
+        self._documents = file.documents
+        form = file.form
+        config: dict[str, Any] = {
+            "task": file.name,
+            "output_type": form.output_type,
+            "test_split": _SPLIT,
+            "metadata": {"version": 1.0, "sha256": file.sha256, "documents": len(file.documents)},
+            **_FIELDS[form.name],
+        }
+        if form is not TEXT:
+            config["fewshot_split"] = _SPLIT  # a document is no example for itself
+        if form is GENERATION:
+            until = list(file.documents[0]["until"])
+            config["generation_kwargs"] = {"until": until, "do_sample": False, "temperature": 0.0}
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take the documents that are there."""
+        rows = datasets.Dataset.from_list(list(self._documents))
+        self.dataset = datasets.DatasetDict({_SPLIT: rows})
+
+    def construct_requests(
+        self, doc: dict[str, Any], ctx: str | list[str], **kwargs: Any
+    ) -> list[Instance] | Instance:
+        """lm-eval's requests for a document, generations with the document's own `until`."""
+        requests = super().construct_requests(doc, ctx, **kwargs)
+        if GENERATION.output_type == self.OUTPUT_TYPE:
+            assert isinstance(requests, Instance)
+            context, settings = requests.arguments
+            requests.arguments = (context, {**settings, "until": list(doc["until"])})
+        return requests
+
+
+def load_local_task(path: str | os.PathLike[str]) -> LocalTask:
+    """The task that a file describes.
+
+    Raises:
+        RequestError: as `rfjax.evals.task_file.read_task_file`.
+    """
+    return LocalTask(read_task_file(path))
