@@ -45,9 +45,7 @@ def token_scores(
     if isinstance(weight, QTensor):  # once, not for every chunk
         weight = dequantize_packed(weight, hidden.dtype)
     n_tokens, vocab = hidden.shape[0], weight.shape[0]
-    most = _MAX_LOGITS if jax.default_backend() == "cpu" else _MAX_LOGITS_ON_GPU
-    chunk = max(16, min(1024, most // vocab))
-    chunk = min(chunk, max(2, n_tokens))
+    chunk = rows_at_a_time(n_tokens, vocab)
     n_chunks = -(-n_tokens // chunk)
     padding = n_chunks * chunk - n_tokens
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(n_chunks, chunk, -1)
@@ -62,6 +60,12 @@ def token_scores(
 
     scores = jax.lax.map(one, (hidden, targets))
     return TokenScores(*(values.reshape(-1)[:n_tokens] for values in scores))
+
+
+def rows_at_a_time(n_tokens: int, logits_per_row: int) -> int:
+    """Of so many rows, those whose logits are held together."""
+    most = _MAX_LOGITS if jax.default_backend() == "cpu" else _MAX_LOGITS_ON_GPU
+    return min(max(16, min(1024, most // logits_per_row)), max(2, n_tokens))
 
 
 def token_nll(
