@@ -31,7 +31,7 @@ LAYERS = (
     ("rfjax.quant.types",),
     (
         *("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
-        "rfjax.compile_threads",
+        *("rfjax.compile_threads", "rfjax.processor"),
     ),
 )
 
@@ -39,6 +39,7 @@ LAYERS = (
 WITHOUT_JAX = (
     "rfjax.config",
     "rfjax.io.gguf",
+    "rfjax.io.model_hash",
     "rfjax.quant.types",
     "rfjax.engine.async_engine",
     "rfjax.engine.book",

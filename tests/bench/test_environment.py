@@ -14,10 +14,3 @@ def test_of_this_machine():
     assert found.jax_version == jax.__version__
     assert found.build_commit == importlib.metadata.version("rfjax")
     assert found.cpu_info
-
-
-def test_a_processor_without_a_name(tmp_path):
-    assert environment._processor(tmp_path / "none")
-    path = tmp_path / "cpuinfo"
-    path.write_text("processor\t: 0\nmodel name\t: Some Processor\n")
-    assert environment._processor(path) == "Some Processor"
