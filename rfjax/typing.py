@@ -5,6 +5,6 @@ N query heads, K kv heads, G = N/K, H head dim, V vocab, E experts.
 """
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Bool, Float, Int, UInt8, UInt16, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "UInt8", "UInt16", "UInt32"]

@@ -83,12 +83,17 @@ class RunningPerplexity:
             return math.inf
 
     @property
-    def stderr(self) -> float:
-        """`perplexity * sqrt(variance / (count - 1))`; 0 for a single token."""
+    def mean_nll_stderr(self) -> float:
+        """`sqrt(variance / (count - 1))`, nats; 0 for a single token."""
         if self.count < 2:
             return 0.0
         variance = self._sum_squares / self.count - self.mean_nll**2
-        return self.perplexity * math.sqrt(max(0.0, variance) / (self.count - 1))
+        return math.sqrt(max(0.0, variance) / (self.count - 1))
+
+    @property
+    def stderr(self) -> float:
+        """`perplexity * mean_nll_stderr`."""
+        return self.perplexity * self.mean_nll_stderr
 
 
 OnSums = Callable[[int, int, RunningPerplexity], None]
