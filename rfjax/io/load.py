@@ -133,7 +133,7 @@ def load(
     tokenizer = read_tokenizer(gguf)
     advice = "Close what else uses it, or choose packed weights, a smaller model or a mesh"
     with exhaustion_as_capacity_error(f"loading {gguf.path}", advice):
-        leaves = _load_leaves(gguf, storages)
+        leaves = load_leaves(gguf, storages)
     spec = param_spec(config)
     params = jax.tree.unflatten(jax.tree.structure(spec), [leaves[name] for name in storages])
     logger.info("loaded %s: %s, %d tensors", gguf.path, config.architecture, len(leaves))
@@ -260,7 +260,7 @@ def check_tensors(gguf: GGUFFile, spec: Params) -> dict[str, tuple[TensorInfo, .
     return dict(found.sources)
 
 
-def _load_leaves(gguf: GGUFFile, storages: dict[str, Storage]) -> dict[str, jax.Array | QTensor]:
+def load_leaves(gguf: GGUFFile, storages: dict[str, Storage]) -> dict[str, jax.Array | QTensor]:
     """Every leaf on its devices, a few at a time, in the order of the file."""
     device = jnp.zeros(()).devices().pop()  # a default set for this thread holds for all of them
 

@@ -78,7 +78,7 @@ def test_states_kept_in_between_give_the_same(models, tokens):
     )
     jitted_states = jax.jit(scored_states, static_argnames=("first", "config"))
     kept = [
-        scored_states(model.params, tokens, first=7, config=model.config) for model in (base, other)
+        jitted_states(model.params, tokens, first=7, config=model.config) for model in (base, other)
     ]
     heads = [head(model.params, model.config) for model in (base, other)]
     found = jax.jit(divergences_of_states)(*heads, *kept, tokens[:, 8:])
