@@ -1,6 +1,7 @@
 """The main class: one model file, ready to generate and to be measured."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -23,7 +24,16 @@ from rfjax.engine.request import Request
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.engine.warm_up import WarmUp
 from rfjax.errors import CapacityError, ConfigError, RequestError
+from rfjax.evals.journal import Journal
+from rfjax.evals.loglikelihood import (
+    Likelihood,
+    RollingLikelihood,
+    loglikelihood,
+    loglikelihood_rolling,
+)
 from rfjax.evals.perplexity import PerplexityResult, perplexity
+from rfjax.evals.provenance import provenance
+from rfjax.evals.scorer import Scorer
 from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
 from rfjax.ops.dispatch import KernelPolicy
@@ -303,6 +313,83 @@ class LLM:
             batch_size=batch_size,
             on_chunk=on_chunk,
         )
+
+    def scorer(self, *, batch_invariant: bool = True) -> Scorer:
+        """What `loglikelihood` scores with, for tokens one by one and for tasks of one's own.
+
+        The engine's cache makes room for it. See `rfjax.evals.scorer.Scorer`.
+
+        Raises:
+            UnsupportedError: the model is bidirectional.
+        """
+        if self._engine is not None:
+            self._engine.release()
+        return Scorer(self._model, batch_invariant=batch_invariant)
+
+    def loglikelihood(
+        self,
+        requests: Sequence[tuple[Prompt, Prompt]],
+        *,
+        batch_invariant: bool = True,
+        journal: str | os.PathLike[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Likelihood]:
+        """Log-probabilities of continuations after their contexts, many at once.
+
+        `llm.loglikelihood([("The capital of France is", " Paris")])` gives `[(logprob,
+        is_greedy)]`. Contexts that begin alike are computed once. Texts are split into tokens as
+        lm-evaluation-harness does it, see `rfjax.evals.loglikelihood`.
+
+        Args:
+            requests: pairs of context and continuation, texts or lists of token ids.
+            batch_invariant: whether results must be the same, bit for bit, whatever else is
+                scored and in whatever order; costs time where few are, see `Scorer`.
+            journal: a file that results are kept in as they come: after an interruption the same
+                call goes on where it stopped.
+            on_progress: told how many of how many distinct requests are done.
+
+        Raises:
+            RequestError: an empty or too long continuation, ids outside the vocabulary, text for a
+                model without tokenizer; or the journal is another model's.
+            UnsupportedError: the model is bidirectional.
+            CapacityError: the cache does not fit in the free memory.
+        """
+        scorer = self.scorer(batch_invariant=batch_invariant)
+        with self._journal(journal, batch_invariant) as kept:
+            return loglikelihood(
+                scorer, self.tokenizer, requests, journal=kept, on_progress=on_progress
+            )
+
+    def loglikelihood_rolling(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        batch_invariant: bool = True,
+        journal: str | os.PathLike[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[RollingLikelihood]:
+        """Log-probabilities of whole texts, in windows of the model's context.
+
+        Args:
+            texts: texts or lists of token ids without BOS; a single one is a list of one.
+            batch_invariant, journal, on_progress: as for `loglikelihood`; progress counts windows.
+
+        Raises:
+            RequestError, UnsupportedError, CapacityError: as `loglikelihood`.
+        """
+        scorer = self.scorer(batch_invariant=batch_invariant)
+        with self._journal(journal, batch_invariant) as kept:
+            return loglikelihood_rolling(
+                scorer, self.tokenizer, _as_list(texts), journal=kept, on_progress=on_progress
+            )
+
+    def _journal(
+        self, path: str | os.PathLike[str] | None, batch_invariant: bool
+    ) -> contextlib.AbstractContextManager[Journal | None]:
+        if path is None:
+            return contextlib.nullcontext()
+        about = provenance(self._model, {"batch_invariant": batch_invariant})
+        return Journal.open(path, about)
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -98,28 +98,28 @@ class StepPrograms:
         """Of n slots."""
         _, _, rows, _, tables = self.state
         new = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), rows)
-        return self._program(f"open {n} rows", self.steps.open_rows, rows, tables, _ints(n), new)
+        return program_of(f"open {n} rows", self.steps.open_rows, rows, tables, ints(n), new)
 
     def count_tokens(self, n: int, width: int) -> Program:
         """Of n slots, with room for so many tokens."""
-        counts, lists = self.state[3], (_ints(n, width),) * 2
+        counts, lists = self.state[3], (ints(n, width),) * 2
         name = f"count {width} tokens of {n} rows"
-        return self._program(name, self.steps.count_tokens, counts, _ints(n), *lists)
+        return program_of(name, self.steps.count_tokens, counts, ints(n), *lists)
 
     def write_tables(self, n: int) -> Program:
         """Of n entries in each group."""
         tables = self.state[4]
-        columns = tuple((_ints(n),) * 3 for _ in tables)
-        return self._program(f"write {n} pages", self.steps.write_tables, tables, columns)
+        columns = tuple((ints(n),) * 3 for _ in tables)
+        return program_of(f"write {n} pages", self.steps.write_tables, tables, columns)
 
     def prefill(self, n: int, length: int, *, reports: bool = False) -> Program:
         """Of n pieces of so many tokens."""
         params, cache, _, _, tables = self.state
-        whole, name = _ints(n, length), f"prefill of {n} x {length} tokens"
-        arguments = (params, cache, tables, whole, whole, _ints(n))
+        whole, name = ints(n, length), f"prefill of {n} x {length} tokens"
+        arguments = (params, cache, tables, whole, whole, ints(n))
         if not reports:
-            return self._program(name, self.steps.prefill, *arguments, config=self.config)
-        return self._program(
+            return program_of(name, self.steps.prefill, *arguments, config=self.config)
+        return program_of(
             f"{name}, reporting",
             self.steps.prefill_reporting,
             *arguments,
@@ -131,17 +131,17 @@ class StepPrograms:
     def copy_pages(self, n: int) -> Program:
         """Of n pages in each group."""
         _, cache, _, _, tables = self.state
-        columns = tuple((_ints(n),) * 2 for _ in tables)
-        return self._program(f"copy {n} pages", self.steps.copy_pages, cache, columns)
+        columns = tuple((ints(n),) * 2 for _ in tables)
+        return program_of(f"copy {n} pages", self.steps.copy_pages, cache, columns)
 
     def decode(self, n: int) -> Program:
         """Of n rows."""
         params, cache, rows, counts, tables = self.state
-        return self._program(
+        return program_of(
             f"decode of {n} rows",
             self.steps.decode,
             *(params, cache, rows, counts, tables),
-            *(_ints(n), _ints(n), _ints()),
+            *(ints(n), ints(n), ints()),
             n_top=self.n_top,
             config=self.config,
         )
@@ -181,20 +181,29 @@ class StepPrograms:
             found |= {(n, length) for n in rows if n <= self.sizes.most_pieces(length)}
         return found
 
-    def _program(self, name: str, step: Any, *arguments: Any, **static: Any) -> Program:
-        default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
-        def trace() -> Callable[[], object]:
-            # A default set for the asking thread holds for all of them.
-            with jax.default_device(default):
-                lowered = step.lower(*arguments, **static)
-            return lambda: compiled(lowered)
+def program_of(name: str, step: Any, *arguments: Any, **static: Any) -> Program:
+    """A call of a jitted function, to be compiled ahead.
 
-        def compiled(lowered: Any) -> object:
-            with device_memory():  # which XLA takes to time what it may choose
-                return lowered.compile()
+    Args:
+        name: by which the program is known.
+        step: the function.
+        arguments: shapes in place of arrays.
+        static: its static arguments.
+    """
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
-        return Program(name, trace)
+    def trace() -> Callable[[], object]:
+        # A default set for the asking thread holds for all of them.
+        with jax.default_device(default):
+            lowered = step.lower(*arguments, **static)
+        return lambda: compiled(lowered)
+
+    def compiled(lowered: Any) -> object:
+        with device_memory():  # which XLA takes to time what it may choose
+            return lowered.compile()
+
+    return Program(name, trace)
 
 
 def shapes_of(tree: Any) -> Any:
@@ -207,7 +216,8 @@ def shapes_of(tree: Any) -> Any:
     return jax.tree.map(shape_of, tree)
 
 
-def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    """The shape of int32 numbers."""
     return jax.ShapeDtypeStruct(shape, np.int32)
 
 

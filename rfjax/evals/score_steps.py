@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +23,20 @@ from rfjax.typing import Array, Float, Int
 
 @struct.dataclass
 class Rows:
-    """Pieces of sequences, one a row."""
+    """Pieces of sequences, one a row: arrays of JAX or numpy, or their shapes."""
 
-    tokens: Array  # int32 [B, L]
-    positions: Array  # int32 [B, L]; -1 marks padding
-    tables: Array  # int32 [B, M]: each row's pages
+    tokens: Any  # int32 [B, L]
+    positions: Any  # int32 [B, L]; -1 marks padding
+    tables: Any  # int32 [B, M]: each row's pages
 
 
 @struct.dataclass
 class Scored:
     """What rows are scored for, and the page that is copied before each."""
 
-    targets: Array  # int32 [B, L]: the token after each
-    sources: Array  # int32 [B]
-    copies: Array  # int32 [B]: where the source goes; beyond the pages for nowhere
+    targets: Any  # int32 [B, L]: the token after each
+    sources: Any  # int32 [B]
+    copies: Any  # int32 [B]: where the source goes; beyond the pages for nowhere
 
 
 def fill(params: Params, cache: PagedCache, rows: Rows, *, config: ModelConfig) -> PagedCache:
@@ -78,7 +79,7 @@ class ScoreSteps:
     """The jitted steps; each takes the cache's memory for the one it returns."""
 
     fill: Callable
-    score_rows: Callable
+    score: Callable
 
 
 @functools.cache

@@ -6,42 +6,31 @@ leave the device.
 """
 
 import collections
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rfjax.cache.paged import PagedCache, init_paged_cache, page_bytes
+from rfjax.cache.paged import PagedCache
+from rfjax.compile_threads import n_processors
 from rfjax.engine.buckets import round_up_power_of_two
 from rfjax.engine.finite import check_not_nan
-from rfjax.errors import CapacityError, RequestError, UnsupportedError
+from rfjax.engine.step_programs import ints, program_of, shapes_of
+from rfjax.engine.warm_up import Program, UnderWay
+from rfjax.errors import RequestError, UnsupportedError
 from rfjax.evals.continuation import Continuation, ContinuationScore
-from rfjax.evals.score_plan import (
-    PAGE_SIZE,
-    PIECE_SIZES,
-    Piece,
-    n_pages_of,
-    plan_waves,
-)
+from rfjax.evals.score_arrays import rows_of, scored_of
+from rfjax.evals.score_memory import empty_cache, pages_for
+from rfjax.evals.score_plan import PAGE_SIZE, PIECE_SIZES, Piece, plan_waves
 from rfjax.evals.score_steps import Rows, Scored, score_steps
 from rfjax.io.load import Model
-from rfjax.io.memory import exhaustion_as_capacity_error, gib, memory_of, step_bytes
-from rfjax.quant.qtensor import has_packed, packed_leaves
-
-logger = logging.getLogger(__name__)
+from rfjax.io.memory import exhaustion_as_capacity_error
+from rfjax.quant.qtensor import has_packed
 
 _STEP_TOKENS = 2048
 _STEP_TOKENS_ON_CPU = 1024
 """Places of a full step."""
-
-_CACHE_TOKENS = 1 << 16
-"""Most tokens whose keys and values are held, unless one sequence needs more."""
-
-_SHARE_OF_CPU = 0.25
-_SHARE_OF_DEVICE = 0.8
-"""Of the free memory, for the cache."""
 
 _LEAST_TABLE = 512 // PAGE_SIZE
 """Least width of a page table."""
@@ -104,6 +93,7 @@ class Scorer:
         self._step_tokens = step_tokens
         self._cache_tokens = cache_tokens
         self._fixed = batch_invariant and not (on_cpu and config.dtype == "float32")
+        self._compiles_ahead = not on_cpu and n_processors() > 1
         self._steps = score_steps(has_packed(model.params), model.mesh)
 
     @property
@@ -161,142 +151,94 @@ class Scorer:
         self, continuations: Sequence[Continuation]
     ) -> Iterator[tuple[int, ContinuationScore]]:
         """Numbers and scores, as continuations are complete."""
-        n_pages = self._n_pages(continuations)
         logprobs = [np.empty(len(one.tokens), np.float32) for one in continuations]
         greedy = [np.empty(len(one.tokens), np.bool_) for one in continuations]
         left = [len(one.tokens) for one in continuations]
-        for pieces, values, likeliest in self._results(continuations, n_pages):
-            check_not_nan(
-                np.concatenate([v[: len(p.tokens)] for p, v in zip(pieces, values, strict=False)]),
-                self._model.config.dtype,
-            )
+        for pieces, values, likeliest in self._results(continuations):
             for piece, value, likely in zip(pieces, values, likeliest, strict=False):
-                assert piece.owner is not None
-                n, end = len(piece.tokens), piece.offset + len(piece.tokens)
-                logprobs[piece.owner][piece.offset : end] = value[:n]
-                greedy[piece.owner][piece.offset : end] = likely[:n]
-                left[piece.owner] -= n
-                if not left[piece.owner]:
-                    score = ContinuationScore(logprobs[piece.owner], greedy[piece.owner])
-                    yield piece.owner, score
+                owner, n = piece.owner, len(piece.tokens)
+                assert owner is not None
+                check_not_nan(value[:n], self._model.config.dtype)
+                logprobs[owner][piece.offset : piece.offset + n] = value[:n]
+                greedy[owner][piece.offset : piece.offset + n] = likely[:n]
+                left[owner] -= n
+                if not left[owner]:
+                    yield owner, ContinuationScore(logprobs[owner], greedy[owner])
 
     def _results(
-        self, continuations: Sequence[Continuation], n_pages: int
+        self, continuations: Sequence[Continuation]
     ) -> Iterator[tuple[list[Piece], np.ndarray, np.ndarray]]:
         """Pieces that score, with log-probabilities and greediness [B, L] of their rows."""
+        model = self._model
+        n_pages = pages_for(continuations, model, self._step_tokens, self._cache_tokens)
         longest = max(-(-one.n_inputs // PAGE_SIZE) for one in continuations)
         width = round_up_power_of_two(longest, _LEAST_TABLE)
-        cache = self._empty_cache(n_pages + 1)
+        cache = empty_cache(model, n_pages + 1)
+        compiling = UnderWay()
         under_way: collections.deque = collections.deque()
-        for wave in plan_waves(continuations, n_pages):
-            for step in self._cut_into_steps(wave.contexts):
-                rows = self._rows(step, width)
-                cache = self._steps.fill(self._model.params, cache, rows, config=self._model.config)
-            for step in self._cut_into_steps(wave.scored):
-                rows = self._rows(step, width)
-                scored = _scored(step, rows.tokens.shape, continuations, n_pages + 1)
-                scores, cache = self._steps.score_rows(
-                    self._model.params, cache, rows, scored, config=self._model.config
+        for number, wave in enumerate(plan_waves(continuations, n_pages)):
+            contexts = list(self._cut_into_steps("fill", wave.contexts))
+            scored = list(self._cut_into_steps("score", wave.scored))
+            if number == 0 and self._compiles_ahead:
+                compiling.begin(self._programs([*contexts, *scored], cache, width))
+            for step in contexts:
+                compiling.wait(step.key)
+                rows = rows_of(step.pieces, step.n_rows, width)
+                cache = self._steps.fill(model.params, cache, rows, config=model.config)
+            for step in scored:
+                compiling.wait(step.key)
+                rows = rows_of(step.pieces, step.n_rows, width)
+                asked = scored_of(step.pieces, step.n_rows, continuations, n_pages + 1)
+                scores, cache = self._steps.score(
+                    model.params, cache, rows, asked, config=model.config
                 )
-                under_way.append((step, scores))
+                under_way.append((step.pieces, scores))
                 if len(under_way) > _UNDER_WAY:
                     yield _read(*under_way.popleft())
         while under_way:
             yield _read(*under_way.popleft())
 
-    def _cut_into_steps(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+    def _programs(
+        self, steps: Sequence["_Step"], cache: PagedCache, width: int
+    ) -> dict[Hashable, Program]:
+        """What these steps call, to be compiled side by side."""
+        params, pages = shapes_of((self._model.params, cache))
+        programs: dict[Hashable, Program] = {}
+        for step in steps:
+            name, size, n = step.key
+            by_token, by_row = ints(n, size), ints(n)
+            arrays: list[Any] = [Rows(by_token, by_token, ints(n, width))]
+            if name == "score":
+                arrays.append(Scored(by_token, by_row, by_row))
+            function = getattr(self._steps, name)
+            config = self._model.config
+            programs[step.key] = program_of(
+                f"{name} {n} rows of {size}", function, params, pages, *arrays, config=config
+            )
+        return programs
+
+    def _cut_into_steps(self, name: str, pieces: list[Piece]) -> Iterator["_Step"]:
         """Pieces of one size, as many as a full step has rows, the largest first."""
         for size in PIECE_SIZES:
             own = [piece for piece in pieces if piece.size == size]
-            n_rows = self._step_tokens // size
-            for start in range(0, len(own), n_rows):
-                yield own[start : start + n_rows]
-
-    def _rows(self, step: list[Piece], width: int) -> Rows:
-        """Arrays of a step, filled up with rows of padding."""
-        size = step[0].size
-        n_rows = self._step_tokens // size
-        if not self._fixed:  # a sixteenth, a quarter, or all
-            fewer = (n for n in (n_rows // 16, n_rows // 4) if n >= len(step))
-            n_rows = min(fewer, default=n_rows)
-        tokens = np.zeros((n_rows, size), np.int32)
-        positions = np.full((n_rows, size), -1, np.int32)
-        tables = np.zeros((n_rows, width), np.int32)
-        for row, piece in enumerate(step):
-            n = len(piece.tokens)
-            tokens[row, :n] = piece.tokens
-            positions[row, :n] = range(piece.start, piece.start + n)
-            tables[row, : len(piece.pages)] = piece.pages
-        return Rows(tokens, positions, tables)
-
-    def _n_pages(self, continuations: Sequence[Continuation]) -> int:
-        """Pages for these continuations: few values, so that few programs are compiled."""
-        needed = sum(map(n_pages_of, continuations))
-        longest = max(map(n_pages_of, continuations))
-        most = self._most_pages(longest)
-        return min(most, round_up_power_of_two(needed, 2 * _LEAST_TABLE))
-
-    def _most_pages(self, longest: int) -> int:
-        model, config = self._model, self._model.config
-        dtype = jnp.dtype(config.dtype)
-        of_page = page_bytes(config.kv_shapes, PAGE_SIZE, dtype, model.mesh)
-        devices = jax.devices()[:1] if model.mesh is None else list(model.mesh.devices.flat)
-        memory = memory_of(devices)
-        asked = (self._cache_tokens or _CACHE_TOKENS) // PAGE_SIZE
-        if self._cache_tokens is None:
-            asked = max(asked, longest)
-        if memory.free is None:
-            room = asked
-        else:
-            share = _SHARE_OF_CPU if devices[0].platform == "cpu" else _SHARE_OF_DEVICE
-            free = int(share * memory.free) // memory.sharers - self._workspace()
-            room = max(0, free // of_page)
-        if min(asked, room) < longest:
-            raise CapacityError(
-                f"the keys and values of the longest continuation take {gib(longest * of_page)}, "
-                f"and there is room for {gib(min(asked, room) * of_page)} on {memory.where}: "
-                "leave it out, raise cache_tokens where it is given, or use a mesh or a smaller "
-                "dtype"
-            )
-        return min(asked, room)
-
-    def _workspace(self) -> int:
-        """Bytes of a step's intermediate values, from above."""
-        config = self._model.config
-        packed = (leaf.shape[-2] * leaf.shape[-1] for leaf in packed_leaves(self._model.params))
-        return step_bytes(
-            config,
-            max(packed, default=0),
-            tokens=self._step_tokens,
-            sequences=PIECE_SIZES[0],
-            keys=config.context_length,
-        )
-
-    def _empty_cache(self, n_pages: int) -> PagedCache:
-        config = self._model.config
-        return init_paged_cache(
-            config.kv_shapes,
-            (0,) * len(config.layers),  # all layers keep all tokens: one table
-            (n_pages,),
-            PAGE_SIZE,
-            jnp.dtype(config.dtype),
-            self._model.mesh,
-        )
+            full = self._step_tokens // size
+            for start in range(0, len(own), full):
+                part = own[start : start + full]
+                # Padded to all rows, or no fewer than a quarter or a sixteenth.
+                choices = [full] if self._fixed else [full // 16, full // 4, full]
+                n_rows = min(n for n in choices if n >= len(part))
+                yield _Step((name, size, n_rows), part)
 
 
-def _scored(
-    step: list[Piece], shape: tuple[int, int], continuations: Sequence[Continuation], nowhere: int
-) -> Scored:
-    targets = np.zeros(shape, np.int32)
-    sources = np.zeros(shape[0], np.int32)
-    copies = np.full(shape[0], nowhere, np.int32)
-    for row, piece in enumerate(step):
-        assert piece.owner is not None
-        n = len(piece.tokens)
-        targets[row, :n] = continuations[piece.owner].tokens[piece.offset : piece.offset + n]
-        if piece.copied is not None:
-            sources[row], copies[row] = piece.copied
-    return Scored(targets, sources, copies)
+class _Step(NamedTuple):
+    """Pieces that are computed together, and the program: its name, its rows' size and number."""
+
+    key: tuple[str, int, int]
+    pieces: list[Piece]
+
+    @property
+    def n_rows(self) -> int:
+        return self.key[2]
 
 
 def _read(
