@@ -327,37 +327,6 @@ def test_no_device_is_an_error_as_well(tiny_llama_path, monkeypatch):
     assert "Unable to initialize backend. See `rfjax doctor`" in result.stderr
 
 
-def test_perplexity_prints_what_llama_perplexity_prints(
-    run, open_model, tiny_llama_path, text_file
-):
-    result = open_model(tiny_llama_path, None).perplexity(TEXT, n_ctx=64)
-    code, out, err = run("perplexity", tiny_llama_path, "-f", text_file, "-c", "64")
-    running = "".join(f"[{i}]{value:.4f}," for i, value in enumerate(result.running, 1))
-    final = f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.stderr:.5f}"
-    assert (code, out) == (0, f"{running}\n{final}\n")
-    assert len(result.running) > 2
-    assert "tokens/s" in err
-    assert "\x1b" not in err
-
-    flags = ("-c", "64", "--chunks", "2", "-b", "1", "--json", "-q")
-    code, out, err = run("perplexity", tiny_llama_path, "-f", text_file, *flags)
-    found = json.loads(out)
-    assert (code, err) == (0, "")
-    np.testing.assert_allclose(found["running"], result.running[:2], rtol=1e-6)
-    assert (found["n_chunks"], found["n_ctx"]) == (2, 64)
-
-
-def test_perplexity_drops_one_newline_at_the_end_and_no_other(run, tiny_llama_path, tmp_path):
-    outputs = []
-    for text in ("a\n" * 64 + "bb", "a\n" * 64 + "bb\n", "a\n" * 64 + "bb\n\n"):
-        (tmp_path / "text.txt").write_text(text, newline="")
-        args = ("-f", tmp_path / "text.txt", "-c", "33", "-q")
-        outputs.append(run("perplexity", tiny_llama_path, *args))
-    # BOS and 130 tokens; the third text has one more, which makes four chunks of 33.
-    assert [out.count("[") for _, out, _ in outputs] == [3, 3, 4]
-    assert outputs[0] == outputs[1]
-
-
 def test_inspect_shows_what_is_asked(run, tiny_llama_path):
     code, out, err = run("inspect", tiny_llama_path)
     assert (code, err) == (0, "")

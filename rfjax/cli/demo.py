@@ -28,9 +28,9 @@ def demo(
 ) -> None:
     """Generate with the bundled model, then measure its perplexity on text it has not seen."""
     from rfjax.cli.model import open_model
-    from rfjax.cli.perplexity import estimate, measure
     from rfjax.cli.preset import StreamingEngine
     from rfjax.cli.stopwatch import Stopwatch
+    from rfjax.cli.text_perplexity import estimate, measure
     from rfjax.engine.sampling_params import SamplingParams
 
     path = find_model(model, _FOLDER)
@@ -51,7 +51,7 @@ def demo(
         write(f"{timing.generated_tokens} tokens at {timing.decode_tokens_per_s:.1f} tokens/s\n")
     n_ctx = min(512, llm.max_context)
     write(f"perplexity of held-out text, in chunks of {n_ctx} tokens:\n")
-    result = measure(llm, heldout, n_ctx=n_ctx, print_running=False)
+    result = measure(llm, heldout, n_ctx=n_ctx)
     write(f"{estimate(result)}\n")
     note(f"{result.n_tokens} tokens scored")
 

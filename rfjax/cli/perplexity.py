@@ -1,38 +1,112 @@
-"""`rfjax perplexity`: how well a model predicts a text, as llama-perplexity prints it."""
+"""`rfjax perplexity`: what llama-perplexity measures, with its flags, as it prints it."""
 
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import read_text
-from rfjax.cli.output import note, progress_bar, write, write_json
+from rfjax.errors import ConfigError
 
-if TYPE_CHECKING:
-    from rfjax.evals.perplexity import PerplexityResult
-    from rfjax.llm import LLM
+_KLD = "KL divergence"
+_TASKS = "Tasks"
+_TOKENS_PER_BATCH = 2048
 
 
 def perplexity(
     model: options.Model,
     file: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--file", "-f", help="The text, UTF-8; - for standard input.", show_default=False
+            "--file",
+            "-f",
+            help="The text, UTF-8, or the tasks; - for standard input.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     ctx: Annotated[
-        int, typer.Option("--ctx", "-c", help="Tokens of a chunk; its second half is scored.")
+        int,
+        typer.Option(
+            "--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half is scored."
+        ),
     ] = 512,
     chunks: Annotated[
-        int | None, typer.Option(help="Score only the first chunks; by default all.")
+        int | None,
+        typer.Option(help="Score only the first chunks; by default, or with -1, all."),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", "-b", help="Chunks scored at a time; by default by size."),
+        int,
+        typer.Option(
+            "--batch-size", "-b", min=1, help="Tokens computed at a time, in whole chunks."
+        ),
+    ] = _TOKENS_PER_BATCH,
+    ppl_stride: Annotated[
+        int,
+        typer.Option(help="Overlapping windows, of which so many tokens are scored; 0 for none."),
+    ] = 0,
+    ppl_output_type: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1,
+            help="0 prints running values in one line, 1 a line a chunk: its first token, the "
+            "perplexity so far, the mean negative log-likelihood and its error.",
+        ),
+    ] = 0,
+    kl_divergence_base: Annotated[
+        Path | None,
+        typer.Option(
+            "--kl-divergence-base",
+            "--save-all-logits",
+            help="llama-perplexity's file of a base's probabilities: written from this model, or "
+            "read with --kl-divergence.",
+            show_default=False,
+            rich_help_panel=_KLD,
+        ),
+    ] = None,
+    kl_divergence: Annotated[
+        bool,
+        typer.Option(
+            "--kl-divergence",
+            help="Compare the model with that base, on the text that is in the file.",
+            rich_help_panel=_KLD,
+        ),
+    ] = False,
+    hellaswag: Annotated[
+        bool,
+        typer.Option("--hellaswag", help="The HellaSwag tasks of -f.", rich_help_panel=_TASKS),
+    ] = False,
+    hellaswag_tasks: Annotated[
+        int, typer.Option(help="How many, drawn at random.", rich_help_panel=_TASKS)
+    ] = 400,
+    winogrande: Annotated[
+        bool,
+        typer.Option("--winogrande", help="The WinoGrande tasks of -f.", rich_help_panel=_TASKS),
+    ] = False,
+    winogrande_tasks: Annotated[
+        int, typer.Option(help="How many, drawn at random; 0 for all.", rich_help_panel=_TASKS)
+    ] = 0,
+    multiple_choice: Annotated[
+        bool,
+        typer.Option(
+            "--multiple-choice",
+            help="The multiple-choice tasks of -bf, in llama-perplexity's binary format.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = False,
+    multiple_choice_tasks: Annotated[
+        int, typer.Option(help="How many, drawn at random; 0 for all.", rich_help_panel=_TASKS)
+    ] = 0,
+    binary_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--binary-file",
+            "-bf",
+            help="The multiple-choice tasks.",
+            show_default=False,
+            rich_help_panel=_TASKS,
+        ),
     ] = None,
     dtype: options.Dtype = None,
     weights: options.Weights = None,
@@ -43,10 +117,34 @@ def perplexity(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Perplexity of a text, counted and printed as llama-perplexity does."""
+    """Perplexity of a text, KL divergence from a base, or tasks, as llama-perplexity has them."""
+    from rfjax.cli.kl_divergence import check_base, run_kl_divergence
     from rfjax.cli.model import open_model
+    from rfjax.cli.text_perplexity import TextSettings, run_perplexity, run_strided
 
-    text = read_text(file)
+    _only_one(
+        {
+            "--ppl-stride": ppl_stride != 0,
+            "--kl-divergence": kl_divergence,
+            "--kl-divergence-base without --kl-divergence": kl_divergence_base is not None
+            and not kl_divergence,
+            "--hellaswag": hellaswag,
+            "--winogrande": winogrande,
+            "--multiple-choice": multiple_choice,
+        }
+    )
+    # What needs no model is found out before it is loaded.
+    source, text = Path(), ""
+    if kl_divergence:
+        source = _given(kl_divergence_base, "--kl-divergence-base", "the base's file")
+        check_base(source)
+    elif multiple_choice:
+        source = _given(binary_file or file, "-bf", "the tasks")
+    elif hellaswag or winogrande:
+        source = _given(file, "-f", "the tasks")
+    else:
+        source = _given(file, "-f", "the text")
+        text = read_text(source)
     llm = open_model(
         model,
         dtype,
@@ -56,60 +154,41 @@ def perplexity(
         kernels=implementation.policy(),
         selfcheck=selfcheck,
     )
-    start = time.perf_counter()
-    result = measure(
-        llm, text, n_ctx=ctx, chunks=chunks, batch_size=batch_size, print_running=not json
-    )
-    seconds = time.perf_counter() - start
-    n_tokens = result.n_chunks * result.n_ctx
-    if json:
-        write_json({"model": str(model), "file": str(file), **vars(result), "seconds": seconds})
+    some = None if chunks == -1 else chunks
+    if hellaswag or winogrande or multiple_choice:
+        from rfjax.cli.choice_tasks import run_hellaswag, run_multiple_choice, run_winogrande
+
+        shown = {"n_ctx": ctx, "json": json, "quiet": quiet}
+        if hellaswag:
+            run_hellaswag(llm, source, hellaswag_tasks, **shown)
+        elif winogrande:
+            run_winogrande(llm, source, winogrande_tasks, **shown)
+        else:
+            run_multiple_choice(llm, source, multiple_choice_tasks, **shown)
+    elif kl_divergence:
+        run_kl_divergence(
+            llm, source, chunks=some, tokens_per_batch=batch_size, json=json, quiet=quiet
+        )
     else:
-        write(f"\n{estimate(result)}\n")
-    if not quiet:
-        note(
-            f"{n_tokens} tokens ({result.n_chunks} chunks of {result.n_ctx}, {result.n_tokens} "
-            f"scored) in {seconds:.2f} s: {n_tokens / seconds:.1f} tokens/s, tokenization and "
-            "compilation included"
+        settings = TextSettings(source, ctx, some, batch_size, ppl_output_type, json, quiet)
+        if ppl_stride:
+            run_strided(llm, text, settings, ppl_stride)
+        else:
+            run_perplexity(llm, text, settings, kl_divergence_base)
+
+
+def _only_one(modes: dict[str, bool]) -> None:
+    """Refuse two things to be measured at once."""
+    asked = [name for name, is_asked in modes.items() if is_asked]
+    if len(asked) > 1:
+        raise ConfigError(
+            f"{' and '.join(asked)}: each measures something else; expected one of them, run the "
+            "command once for each"
         )
 
 
-def estimate(result: "PerplexityResult") -> str:
-    """The line of llama-perplexity."""
-    return f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.stderr:.5f}"
-
-
-def measure(
-    llm: "LLM",
-    text: str,
-    *,
-    n_ctx: int,
-    chunks: int | None = None,
-    batch_size: int | None = None,
-    print_running: bool,
-) -> "PerplexityResult":
-    """The perplexity, with a bar on a terminal.
-
-    With `print_running`, stdout gets the running values as they come; where it is the terminal
-    that has the bar, in one piece at the end.
-    """
-    bar_in_the_way = sys.stdout.isatty() and sys.stderr.isatty()
-    with progress_bar("{task.fields[estimate]}") as bar:
-        task = bar.add_task("scoring", total=None, estimate="")
-
-        def on_chunk(done: int, total: int, running: float) -> None:
-            bar.update(task, completed=done, total=total, estimate=f"PPL {running:.4f}")
-            if print_running and not bar_in_the_way:
-                write(running_value(done, running))
-
-        result = llm.perplexity(
-            text, n_ctx=n_ctx, chunks=chunks, batch_size=batch_size, on_chunk=on_chunk
-        )
-    if print_running and bar_in_the_way:
-        write("".join(running_value(i, value) for i, value in enumerate(result.running, 1)))
-    return result
-
-
-def running_value(chunk: int, value: float) -> str:
-    """llama-perplexity's running value after a chunk, counted from 1."""
-    return f"[{chunk}]{value:.4f},"
+def _given(path: Path | None, flag: str, what: str) -> Path:
+    """Refuse a missing file."""
+    if path is None:
+        raise ConfigError(f"{flag} is missing, expected {what}: name the file with {flag} FILE")
+    return path

@@ -1,0 +1,148 @@
+"""Perplexity of a text in `rfjax perplexity`: in chunks, with a stride, and with a base's file."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rfjax.cli.output import note, progress_bar, write, write_json
+from rfjax.cli.running import Tell, running_output
+
+if TYPE_CHECKING:
+    from rfjax.evals.perplexity import OnSums, PerplexityResult, RunningPerplexity
+    from rfjax.llm import LLM
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """What is measured, and how it is printed.
+
+    Attributes:
+        source: of the text, for the record.
+        n_ctx: tokens of a chunk.
+        chunks: how many at most; None for all.
+        tokens_per_batch: computed at a time, in whole chunks.
+        output_type: llama-perplexity's: 0 prints values in one line, 1 a line a chunk.
+        json: print one JSON object instead.
+        quiet: print no summary on stderr.
+    """
+
+    source: Path
+    n_ctx: int
+    chunks: int | None
+    tokens_per_batch: int
+    output_type: int
+    json: bool
+    quiet: bool
+
+
+def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | None) -> None:
+    """Perplexity in chunks; with `base`, the model's probabilities go to that file."""
+    from rfjax.evals.kl_divergence import write_kl_base
+    from rfjax.evals.perplexity import perplexity
+
+    start = time.perf_counter()
+    at_a_time = max(1, settings.tokens_per_batch // max(1, settings.n_ctx))
+
+    def line(chunk: int, sums: "RunningPerplexity") -> str:
+        if settings.output_type == 0:
+            return running_value(chunk, sums.perplexity)
+        # llama-perplexity names the first chunk of those that it computes together.
+        first = (chunk - 1) // at_a_time * at_a_time * settings.n_ctx
+        return chunk_line(first, sums)
+
+    with running_output(printing=not settings.json) as tell:
+        sizes = {"n_ctx": settings.n_ctx, "chunks": settings.chunks, "batch_size": at_a_time}
+        on_sums = _telling(tell, line)
+        if base is None:
+            result = perplexity(llm.model, text, **sizes, on_sums=on_sums)
+        else:
+            result = write_kl_base(llm.model, text, base, **sizes, on_sums=on_sums)
+    written = {} if base is None else {"kl_divergence_base": str(base)}
+    n_tokens = result.n_chunks * result.n_ctx
+    _finish(llm, result, settings, f"\n{estimate(result)}\n", n_tokens, start, written)
+    if base is not None and not settings.quiet:
+        note(f"wrote {base}, {base.stat().st_size} bytes")
+
+
+def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> None:
+    """Perplexity with a stride, for which llama-perplexity prints no final estimate."""
+    from rfjax.evals.strided import strided_perplexity, window_length
+
+    start = time.perf_counter()
+    window = max(1, window_length(settings.n_ctx, stride))
+
+    def line(chunk: int, sums: "RunningPerplexity") -> str:
+        if settings.output_type == 0:
+            return running_value(chunk, sums.perplexity)
+        return f"{(chunk - 1) * stride:8d}  {sums.perplexity:.4f}\n"
+
+    with running_output(printing=not settings.json) as tell:
+        result = strided_perplexity(
+            llm.model,
+            text,
+            stride=stride,
+            n_ctx=settings.n_ctx,
+            chunks=settings.chunks,
+            batch_size=max(1, settings.tokens_per_batch // window),
+            on_sums=_telling(tell, line),
+        )
+    _finish(llm, result, settings, "\n", result.n_chunks * result.window, start, {})
+
+
+def measure(llm: "LLM", text: str, *, n_ctx: int) -> "PerplexityResult":
+    """The perplexity in chunks, with a bar on a terminal and nothing on stdout."""
+    with progress_bar("{task.fields[figure]}") as bar:
+        task = bar.add_task("scoring", total=None, figure="")
+
+        def on_chunk(done: int, total: int, running: float) -> None:
+            bar.update(task, completed=done, total=total, figure=f"PPL {running:.4f}")
+
+        return llm.perplexity(text, n_ctx=n_ctx, on_chunk=on_chunk)
+
+
+def estimate(result: "PerplexityResult") -> str:
+    """The line of llama-perplexity."""
+    return f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.stderr:.5f}"
+
+
+def running_value(chunk: int, value: float) -> str:
+    """llama-perplexity's running value after a chunk, counted from 1."""
+    return f"[{chunk}]{value:.4f},"
+
+
+def chunk_line(first: int, sums: "RunningPerplexity") -> str:
+    """llama-perplexity's line after a chunk that starts at token `first`."""
+    figures = f"{sums.perplexity:.4f}  {sums.mean_nll:4f}  {sums.mean_nll_stderr:4f}"
+    return f"{first:8d}  {figures}\n"
+
+
+def _telling(tell: Tell, line) -> "OnSums":
+    def on_sums(done: int, total: int, sums: "RunningPerplexity") -> None:
+        tell(done, total, f"PPL {sums.perplexity:.4f}", line(done, sums))
+
+    return on_sums
+
+
+def _finish(
+    llm: "LLM",
+    result: "PerplexityResult",
+    settings: TextSettings,
+    end: str,
+    n_tokens: int,
+    start: float,
+    others: dict[str, str],
+) -> None:
+    seconds = time.perf_counter() - start
+    if settings.json:
+        names = {"model": str(llm.model.path), "file": str(settings.source)}
+        write_json({**names, **others, **vars(result), "seconds": seconds})
+    else:
+        write(end)
+    if not settings.quiet:
+        size = n_tokens // result.n_chunks
+        note(
+            f"{n_tokens} tokens ({result.n_chunks} chunks of {size}, {result.n_tokens} scored) in "
+            f"{seconds:.2f} s: {n_tokens / seconds:.1f} tokens/s, tokenization and compilation "
+            "included"
+        )
