@@ -1,0 +1,183 @@
+"""HellaSwag, WinoGrande and multiple choice for `rfjax perplexity`, printed as in llama.cpp.
+
+stdout gets llama-perplexity's lines, stderr what a person wants to know: which tasks were left out,
+and how long it took.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rfjax.cli.files import read_text
+from rfjax.cli.output import note, write, write_json
+from rfjax.cli.running import running_output
+from rfjax.errors import RequestError
+
+if TYPE_CHECKING:
+    from rfjax.evals.choice_task import ChoiceOutcome, OnTask
+    from rfjax.evals.hellaswag import HellaSwagResult
+    from rfjax.evals.multiple_choice import MultipleChoiceResult
+    from rfjax.evals.winogrande import WinoGrandeResult
+    from rfjax.llm import LLM
+    from rfjax.tokenizer import Tokenizer
+
+    Result = HellaSwagResult | MultipleChoiceResult | WinoGrandeResult
+
+Line = Callable[[int, int, "ChoiceOutcome"], str]
+"""From how many tasks are done, how many of them were right, and the last one's outcome."""
+
+_LEAST_FOR_SCORE = 100
+"""Tasks below which llama-perplexity prints no final score of WinoGrande."""
+
+
+def run_hellaswag(
+    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+) -> None:
+    """The score of a text file of six lines a task, of which `n_tasks` are drawn."""
+    from rfjax.evals.hellaswag import hellaswag, read_hellaswag, wilson_interval
+
+    def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
+        low, high = wilson_interval(n_correct, n_done)
+        share = 100 * (n_correct / n_done)
+        return f"{n_done}\t{share:.8f}%\t[{100 * low:.4f}%, {100 * high:.4f}%]\n"
+
+    tokenizer = _tokenizer(llm)
+    items = read_hellaswag(_whole(path), str(path))
+    start = "\ntask\tacc_norm\t95% confidence interval\n"
+    with _running(line, start, printing=not json) as on_task:
+        began = time.perf_counter()
+        result = hellaswag(
+            llm.scorer(), tokenizer, items, n_tasks=n_tasks, n_ctx=n_ctx, on_task=on_task
+        )
+    _finish(llm, path, result, "\n", began, json=json, quiet=quiet)
+
+
+def run_winogrande(
+    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+) -> None:
+    """The score of a comma-separated file, of which `n_tasks`, or for 0 all, are drawn."""
+    from rfjax.evals.winogrande import n_unread, read_winogrande, winogrande
+
+    def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
+        first, second = (_number(score, 10, 6) for score in outcome.scores)
+        chosen = f"{first}  {second}  {outcome.choice + 1}  {outcome.right[0] + 1}"
+        return f"{n_done}\t{100.0 * n_correct / n_done:.4f}\t{chosen}\n"
+
+    tokenizer = _tokenizer(llm)
+    text = _whole(path)
+    items = read_winogrande(text, str(path))
+    if n_unread(text):
+        note(
+            f"{path}: the last line is not read, as llama-perplexity does not read it either; "
+            "end the file with an empty line to have it scored"
+        )
+    with _running(line, "", printing=not json) as on_task:
+        began = time.perf_counter()
+        result = winogrande(
+            llm.scorer(), tokenizer, items, n_tasks=n_tasks or None, n_ctx=n_ctx, on_task=on_task
+        )
+    end = "\n"
+    if result.n_tasks >= _LEAST_FOR_SCORE:
+        end += f"Final Winogrande score({result.n_tasks} tasks): {_percent(result)}\n"
+    _finish(llm, path, result, end, began, json=json, quiet=quiet)
+
+
+def run_multiple_choice(
+    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+) -> None:
+    """The score of a binary file, of which `n_tasks`, or for 0 all, are drawn."""
+    from rfjax.evals.multiple_choice import multiple_choice
+    from rfjax.evals.multiple_choice_file import read_multiple_choice
+
+    def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
+        return f"{n_done}\t{100.0 * n_correct / n_done:.8f}\n"
+
+    tokenizer = _tokenizer(llm)
+    items = read_multiple_choice(_bytes(path), str(path), n_tasks=n_tasks or None)
+    with _running(line, "\ntask\tacc_norm\n", printing=not json) as on_task:
+        began = time.perf_counter()
+        result = multiple_choice(llm.scorer(), tokenizer, items, n_ctx=n_ctx, on_task=on_task)
+    chance = _plus_minus(result.random_accuracy, result.random_stderr)
+    end = f"\nFinal result: {_percent(result)}\nRandom chance: {chance}\n"
+    _finish(llm, path, result, end, began, json=json, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _running(line: Line, start: str, *, printing: bool) -> Iterator["OnTask"]:
+    """What prints a line for each task in order, and shows how many are done."""
+    done, correct = itertools.count(1), 0
+    with running_output(printing=printing, start=start) as tell:
+
+        def on_task(n_done: int, n_tasks: int, outcomes: Sequence["ChoiceOutcome"]) -> None:
+            nonlocal correct
+            lines = []
+            for outcome in outcomes:
+                correct += outcome.correct
+                lines.append(line(next(done), correct, outcome))
+            tell(n_done, n_tasks, "", "".join(lines))
+
+        yield on_task
+
+
+def _finish(
+    llm: "LLM", path: Path, result: "Result", end: str, began: float, *, json: bool, quiet: bool
+) -> None:
+    """The lines at the end, or all as JSON; and what was left out."""
+    seconds = time.perf_counter() - began
+    if json:
+        about = {"model": llm.model.path, "file": str(path)}
+        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        write_json({**about, **fields, "seconds": seconds})
+    else:
+        write(end)
+    for unfit in result.too_long:
+        note(unfit.reason)
+    if result.n_too_long:
+        total = result.n_tasks + result.n_too_long
+        note(f"{result.n_too_long} of {total} tasks are too long and not counted in the score")
+    if not quiet:
+        note(
+            f"{result.n_tasks} tasks in {seconds:.2f} s: {result.n_tasks / seconds:.1f} tasks/s, "
+            "tokenization and compilation included"
+        )
+
+
+def _percent(result: "MultipleChoiceResult | WinoGrandeResult") -> str:
+    return _plus_minus(result.accuracy, result.stderr)
+
+
+def _plus_minus(share: float, error: float) -> str:
+    """In percent; multiplied in f32, as llama-perplexity does it, so that no digit differs."""
+    return " +/- ".join(_number(float(np.float32(100) * np.float32(x))) for x in (share, error))
+
+
+def _number(value: float, width: int = 0, digits: int = 4) -> str:
+    """As C prints it; 0/0 has a sign on the processors that llama-perplexity mostly runs on."""
+    return f"{'-nan' if math.isnan(value) else f'{value:.{digits}f}':>{width}}"
+
+
+def _tokenizer(llm: "LLM") -> "Tokenizer":
+    if llm.tokenizer is None:
+        raise RequestError(f"{llm.model.path} has no tokenizer, and tasks are texts")
+    return llm.tokenizer
+
+
+def _whole(path: Path) -> str:
+    """The text of a file, with the newline at its end that `read_text` takes off."""
+    return read_text(path) + "\n"
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{path}: cannot be read ({error.strerror}); expected a binary file of tasks"
+        ) from error
