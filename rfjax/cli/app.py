@@ -13,6 +13,7 @@ from rfjax.cli import (
     chat,
     demo,
     doctor,
+    eval,
     generate,
     inspect,
     perplexity,
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(perplexity.perplexity)
+app.command("eval", context_settings=eval.PASSED_ON)(eval.evaluate)
 app.command()(bench.bench)
 app.command()(inspect.inspect)
 app.command()(archs.archs)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -34,10 +35,31 @@ _OURS = {
     "trackio_args": "log the JSON that --output_path writes",
     "hf_hub_log_args": "upload the JSON that --output_path writes",
     "check_integrity": "it runs the tests of lm-eval itself",
+    "show_config": "use --json, which has all configurations",
 }
 _UNUSED = ("batch_size", "max_batch_size")  # rows are packed by their sizes
-_OUTPUT = ("output_path", "log_samples", "write_out", "show_config", "use_cache", "cache_requests")
-"""Of lm-eval's flags, those that no figure depends on."""
+_FIGURES = (
+    *("num_fewshot", "limit", "samples", "gen_kwargs", "seed", "predict_only", "metadata"),
+    *("system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+)
+"""Of lm-eval's settings, those that figures depend on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LmEvalSetup:
+    """What is to be evaluated: tasks that are there, and lm-eval's settings.
+
+    Attributes:
+        config: lm-eval's configuration.
+        manager: lm-eval's index of tasks.
+        tasks: tasks of files, and names and configurations of others.
+        settings: all that figures depend on, as JSON, with hashes of files in place of paths.
+    """
+
+    config: EvaluatorConfig
+    manager: TaskManager
+    tasks: tuple[Any, ...]
+    settings: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +69,12 @@ class LmEvalRun:
     Attributes:
         results: lm-eval's own, as JSON has them.
         tables: what lm-eval prints of them: the tasks, and groups where there are any.
+        path: where they were written; None where nobody asked for it.
     """
 
     results: dict[str, Any]
     tables: tuple[str, ...]
+    path: pathlib.Path | None
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
@@ -74,39 +98,49 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that results depend on, as JSON."""
-    chosen = {name: value for name, value in arguments.items() if name not in _OUTPUT}
-    return json.loads(json.dumps(chosen, default=str))
+def set_up(arguments: Mapping[str, Any], *, bootstrap_iters: int = 100_000) -> LmEvalSetup:
+    """Reads task files and finds lm-eval's tasks. Needs no model.
+
+    Args:
+        arguments: fields of lm-eval's configuration, as `parse_flags` gives them. `tasks` may name
+            files of `rfjax.evals.task_file` beside lm-eval's tasks and YAML files.
+        bootstrap_iters: resamples for the errors that lm-eval bootstraps; 0 for no errors.
+
+    Raises:
+        RequestError: no tasks, a damaged task file, or two tasks of one name.
+        ConfigError: a task that is not known, or arguments that contradict each other.
+    """
+    config = _configured(arguments)
+    asked = [config.tasks] if isinstance(config.tasks, str) else config.tasks
+    names = [name for part in asked for name in part.split(",") if name]
+    local = [load_local_task(name) for name in dict.fromkeys(names) if is_task_file(name)]
+    config.tasks = known = [name for name in names if not is_task_file(name)]
+    manager = _found(config)
+    tasks = (*local, *config.tasks)
+    _check_names(tasks)
+    files = [{task.file.name: task.file.sha256} for task in local]
+    settings = {
+        "tasks": [*files, *(os.path.basename(name) for name in known)],
+        "bootstrap_iters": bootstrap_iters,
+        **{name: getattr(config, name) for name in _FIGURES},
+    }
+    return LmEvalSetup(config, manager, tasks, json.loads(json.dumps(settings, default=str)))
 
 
-def run_lm_eval(
-    lm: RfjaxLM,
-    arguments: Mapping[str, Any],
-    *,
-    bootstrap_iters: int = 100_000,
-    extra: Mapping[str, Any] | None = None,
-) -> LmEvalRun:
+def run_lm_eval(lm: RfjaxLM, setup: LmEvalSetup, *, extra: Mapping[str, Any]) -> LmEvalRun:
     """Evaluates tasks with lm-eval, and writes what it writes where `output_path` says.
 
     Args:
         lm: the model.
-        arguments: fields of lm-eval's configuration, as `parse_flags` gives them. `tasks` may name
-            files of `rfjax.evals.task_file` beside lm-eval's tasks and YAML files.
-        bootstrap_iters: resamples for the errors that lm-eval bootstraps; 0 for no errors.
-        extra: what stands under "rfjax" in the results, beside `n_truncated`: by task, the
-            documents of which something did not fit in the context.
+        setup: what `set_up` gave.
+        extra: what else stands in the results, such as their provenance. An entry `n_truncated`
+            is added: by task, the documents of which something did not fit in the context.
 
     Raises:
-        RequestError: a task file is damaged, a task is not known or its data are not to be had.
-        ConfigError: arguments that contradict each other.
+        RequestError: a task's data are not to be had, or as the model's methods.
+        OSError: the results could not be written.
     """
-    names = [name for part in arguments.get("tasks") or () for name in part.split(",") if name]
-    local = [load_local_task(name) for name in dict.fromkeys(names) if is_task_file(name)]
-    known = [name for name in names if not is_task_file(name)]
-    config, manager = _configured(arguments, known)
-    tasks = [*local, *(config.tasks if known else ())]
-    _check_names(tasks)
+    config = setup.config
     tracker = EvaluationTracker(output_path=config.output_path)
     requests = config.cache_requests
     chosen = {
@@ -117,7 +151,7 @@ def run_lm_eval(
         "delete_requests_cache": requests.get("delete_requests_cache", False),
         "limit": config.limit,
         "samples": config.samples,
-        "bootstrap_iters": bootstrap_iters,
+        "bootstrap_iters": setup.settings["bootstrap_iters"],
         "write_out": config.write_out,
         "log_samples": config.log_samples,
         "evaluation_tracker": tracker,
@@ -125,7 +159,7 @@ def run_lm_eval(
         "apply_chat_template": config.apply_chat_template,
         "fewshot_as_multiturn": bool(config.fewshot_as_multiturn),
         "gen_kwargs": config.gen_kwargs or None,
-        "task_manager": manager,
+        "task_manager": setup.manager,
         "predict_only": config.predict_only,
         "confirm_run_unsafe_code": config.confirm_run_unsafe_code,
         "metadata": config.metadata,
@@ -136,37 +170,57 @@ def run_lm_eval(
         try:
             # Typed as what its decorator returns, which is another function.
             evaluate: Any = simple_evaluate
-            results: dict[str, Any] = evaluate(model=lm, model_args=named, tasks=tasks, **chosen)
+            results: dict[str, Any] = evaluate(
+                model=lm, model_args=named, tasks=list(setup.tasks), **chosen
+            )
         except (ConnectionError, FileNotFoundError) as error:
             raise RequestError(
                 f"lm-eval cannot load a task's data: {error}. Named tasks take theirs from the "
                 "Hugging Face hub: connect to it, fill its cache elsewhere, or give a task file"
             ) from error
     samples = results.pop("samples", None)
-    counted = {task: lm.n_truncated.get(task, 0) for task in results["configs"]}
-    results["rfjax"] = {**(extra or {}), "n_truncated": counted}
+    results["n_truncated"] = {task: lm.n_truncated.get(task, 0) for task in results["configs"]}
+    results.update(extra)
     tables = [make_table(results)]
     if "groups" in results:
         tables.append(make_table(results, "groups"))
-    _save(tracker, results, samples)
+    path = _save(tracker, results, samples)
     whole = json.loads(json.dumps(results, default=handle_non_serializable))
-    return LmEvalRun(whole, tuple(tables))
+    return LmEvalRun(whole, tuple(tables), path)
 
 
-def _configured(
-    arguments: Mapping[str, Any], known: Sequence[str]
-) -> tuple[EvaluatorConfig, TaskManager]:
-    """lm-eval's configuration, and its tasks if any are asked for: finding them takes seconds."""
+def comparable(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's results, the figures, counts and versions of each task or group, and `provenance`.
+
+    This is what `rfjax.evals.result_file.compare_results` takes; times, hosts and the like are left
+    out.
+    """
+    kinds = ("versions", "n-shot", "n-samples", "n_truncated")
+    found: dict[str, Any] = {"provenance": results.get("provenance")}
+    for name, figures in {**results["results"], **results.get("groups", {})}.items():
+        own = {kind: results[kind][name] for kind in kinds if name in results.get(kind, {})}
+        found[f"task {name}"] = {**figures, **own}
+    return found
+
+
+def _configured(arguments: Mapping[str, Any]) -> EvaluatorConfig:
     try:
-        config = EvaluatorConfig.from_cli(
-            argparse.Namespace(**{**arguments, "tasks": list(known), "model": "rfjax"})
-        )
-        if known:
-            return config, config.process_tasks(config.metadata)
-    except (ValueError, TypeError) as error:
+        config = EvaluatorConfig.from_cli(argparse.Namespace(**{**arguments, "model": "rfjax"}))
+    except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError(f"lm-eval: {error}") from error
-    include = config.include_path
-    return config, TaskManager(include_path=include, include_defaults=False)
+    if config.model_args:
+        raise ConfigError(f"model_args of {config.config}: {_OURS['model_args']}")
+    return config
+
+
+def _found(config: EvaluatorConfig) -> TaskManager:
+    """lm-eval's own tasks, if any are asked for: finding them takes seconds."""
+    if not config.tasks:
+        return TaskManager(include_path=config.include_path, include_defaults=False)
+    try:
+        return config.process_tasks(config.metadata)
+    except ValueError as error:
+        raise ConfigError(f"lm-eval: {error}. `lm-eval ls tasks` lists them") from error
 
 
 def _seeds(seeds: Any) -> dict[str, int | None]:
@@ -191,10 +245,18 @@ def _check_names(tasks: Sequence[Any]) -> None:
 
 def _save(
     tracker: EvaluationTracker, results: dict[str, Any], samples: Mapping[str, Any] | None
-) -> None:
+) -> pathlib.Path | None:
+    """Let lm-eval write its files; the path of the one with the results."""
     tracker.save_results_aggregated(results=results, samples=dict(samples or {}))
     for task, own in (samples or {}).items():
         tracker.save_results_samples(task_name=task, samples=own)
+    if tracker.output_path is None:
+        return None
+    asked = pathlib.Path(tracker.output_path)
+    folder = asked.parent if asked.suffix == ".json" else asked
+    for path in folder.rglob(f"*_{tracker.date_id}.json"):
+        return path
+    raise OSError(None, "lm-eval wrote no results", str(asked))  # it only logs why
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class LocalTask(ConfigurableTask):
 
     def __init__(self, file: TaskFile):
         """The task of a file."""
-        self._documents = file.documents
+        self.file = file
         form = file.form
         config: dict[str, Any] = {
             "task": file.name,
@@ -79,7 +79,7 @@ class LocalTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the documents that are there."""
-        rows = datasets.Dataset.from_list(list(self._documents))
+        rows = datasets.Dataset.from_list(list(self.file.documents))
         self.dataset = datasets.DatasetDict({_SPLIT: rows})
 
     def construct_requests(

@@ -1,0 +1,254 @@
+"""`rfjax eval`: lm-evaluation-harness on a GGUF model, with its own tasks and flags."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rfjax.cli import options
+from rfjax.cli.output import note, progress_bar, write, write_json
+from rfjax.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from rfjax.evals.lm_eval_run import LmEvalRun, LmEvalSetup
+
+_WRITING = ("output_path", "log_samples", "use_cache", "cache_requests")
+"""Of lm-eval's flags, those that write files or read results from them."""
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of the command, for flags that are lm-eval's."""
+
+_MODEL_OPTIONS = (
+    *("dtype", "weights", "tensor_parallel", "data_parallel", "implementation", "selfcheck"),
+    "max_context",
+)
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A GGUF file, or any part of a split one; before all flags. With --check by "
+            "default the one that the result names.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="TASK,TASK...",
+            help="Names of lm-eval's tasks, its YAML files, or task files of your own (.jsonl, "
+            ".json; see docs/evaluation.md).",
+            show_default=False,
+        ),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep results in this file as they come: after an interruption the same command "
+            "goes on where it stopped.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run again what this result of --output_path tells of, and name every "
+            "difference; the exit code is 1 if there are any.",
+            show_default=False,
+        ),
+    ] = None,
+    bootstrap_iters: Annotated[
+        int,
+        typer.Option(min=0, help="Resamples for errors that have no formula; 0 for no errors."),
+    ] = 100_000,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant/--no-batch-invariant",
+            help="Whether likelihoods have the same bits whatever is scored beside them.",
+        ),
+    ] = True,
+    dtype: options.Dtype = None,
+    weights: options.Weights = None,
+    tensor_parallel: options.TensorParallel = 1,
+    data_parallel: options.DataParallel = 1,
+    implementation: options.Kernels = options.Implementation.auto,
+    selfcheck: options.Selfcheck = None,
+    max_context: options.MaxContext = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Evaluate a model with lm-evaluation-harness.
+
+    All other flags are lm-eval's own and stand behind the model: --num_fewshot, --limit,
+    --output_path, --log_samples, --apply_chat_template, --gen_kwargs, --include_path, --seed and so
+    on; `lm-eval run --help` lists them. It is installed by `pip install "rfjax[eval]"`.
+    """
+    if model is not None and str(model).startswith("-"):
+        raise typer.BadParameter("the model stands before all flags", param_hint="MODEL")
+    given = {name: context.params[name] for name in _MODEL_OPTIONS}
+    run = {
+        "model": None if model is None else str(model),
+        "options": {**given, "implementation": implementation.value},
+        "batch_invariant": batch_invariant,
+        "bootstrap_iters": bootstrap_iters,
+    }
+    _need_lm_eval()
+    if check is not None:
+        _check(check, run, [*(tasks or ()), *context.args], journal)
+        return
+    if model is None:
+        raise typer.BadParameter("give a GGUF file, or --check", param_hint="MODEL")
+    from rfjax.evals.lm_eval_run import parse_flags
+
+    flags = [flag for part in tasks or () for flag in ("--tasks", part)]
+    run["arguments"] = parse_flags([*_joined(flags), *context.args])
+    start = time.perf_counter()
+    result = _run(run, journal)
+    seconds = time.perf_counter() - start
+    if json:
+        write_json(result.results)
+    else:
+        write(_heading(run) + "\n" + "\n".join(result.tables))
+    if not quiet:
+        _tell(result, seconds)
+
+
+def _joined(flags: list[str]) -> list[str]:
+    """Several --tasks as one, since lm-eval takes the last."""
+    return ["--tasks", ",".join(flags[1::2])] if flags else []
+
+
+def _need_lm_eval() -> None:
+    try:
+        import rfjax.evals.lm_eval_run  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"rfjax eval needs lm-eval 0.4.13 or newer, and importing it says: {error}. Install it "
+            'with: pip install "rfjax[eval]"'
+        ) from error
+
+
+def _run(run: Mapping[str, Any], journal_path: Path | None) -> "LmEvalRun":
+    """Set up, load, evaluate. What needs no model is found out before it is loaded."""
+    from rfjax.cli.model import open_model
+    from rfjax.engine.config import EngineConfig
+    from rfjax.evals.journal import Journal
+    from rfjax.evals.jsonable import jsonable
+    from rfjax.evals.lm_eval_model import RfjaxLM
+    from rfjax.evals.lm_eval_run import run_lm_eval, set_up
+    from rfjax.evals.provenance import provenance
+
+    setup = set_up(run["arguments"], bootstrap_iters=run["bootstrap_iters"])
+    chosen = run["options"]
+    llm = open_model(
+        Path(run["model"]),
+        chosen["dtype"],
+        EngineConfig(max_context=chosen["max_context"]),
+        weights=chosen["weights"],
+        tensor_parallel=chosen["tensor_parallel"],
+        data_parallel=chosen["data_parallel"],
+        kernels=options.Implementation(chosen["implementation"]).policy(),
+        selfcheck=chosen["selfcheck"],
+    )
+    invariant = {"batch_invariant": run["batch_invariant"]}
+    about = provenance(llm.model, invariant, packages=["lm-eval"])
+    settings = _settings(run, setup)
+    extra = {"rfjax": jsonable(run), "provenance": {**about, "settings": jsonable(settings)}}
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if journal_path is not None:
+            journal = stack.enter_context(Journal.open(journal_path, about))
+        lm = RfjaxLM(
+            llm,
+            max_length=chosen["max_context"],
+            batch_invariant=run["batch_invariant"],
+            journal=journal,
+            on_progress=stack.enter_context(_progress()),
+        )
+        # What lm-eval prints on its way is no result.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        return run_lm_eval(lm, setup, extra=extra)
+
+
+def _settings(run: Mapping[str, Any], setup: "LmEvalSetup") -> dict[str, Any]:
+    """What figures depend on, besides the model and how it is held."""
+    return {
+        "batch_invariant": run["batch_invariant"],
+        "max_context": run["options"]["max_context"],
+        "lm_eval": setup.settings,
+    }
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of request, once there are any."""
+    with progress_bar() as bar:
+        rows: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(what, total=total)
+            bar.update(rows[what], completed=done, total=total)
+
+        yield report
+
+
+def _check(
+    path: Path, given: Mapping[str, Any], flags: list[str], journal_path: Path | None
+) -> None:
+    """Run what a result tells of, and say what is not the same.
+
+    Raises:
+        RequestError: the file is no result of `rfjax eval`.
+        ConfigError: flags beside it.
+    """
+    from rfjax.evals.lm_eval_run import comparable
+    from rfjax.evals.result_file import compare_results, read_result
+
+    if flags:
+        raise ConfigError(
+            f"--check: got {' '.join(flags)} besides, expected no flags of lm-eval: all is run as "
+            "the result says"
+        )
+    old = read_result(path)
+    run = old.get("rfjax")
+    if not isinstance(run, dict) or "arguments" not in run or "results" not in old:
+        raise RequestError(f"{path}: expected a result that rfjax eval wrote with --output_path")
+    quiet_arguments = {k: v for k, v in run["arguments"].items() if k not in _WRITING}
+    run = {**run, "arguments": quiet_arguments, "model": given["model"] or run["model"]}
+    new = _run(run, journal_path)
+    found = compare_results(comparable(old), comparable(new.results))
+    for difference in found:
+        write(f"{difference.kind}: {difference}\n")
+    if found:
+        raise typer.Exit(1)
+    write(f"reproduced: {', '.join(old['results'])}\n")
+
+
+def _heading(run: Mapping[str, Any]) -> str:
+    """As lm-eval's own."""
+    arguments = run["arguments"]
+    return (
+        f"rfjax ({run['model']}), gen_kwargs: ({arguments.get('gen_kwargs') or {}}), limit: "
+        f"{arguments.get('limit')}, num_fewshot: {arguments.get('num_fewshot')}"
+    )
+
+
+def _tell(result: "LmEvalRun", seconds: float) -> None:
+    for task, count in result.results["n_truncated"].items():
+        if count:
+            note(
+                f"{task}: {count} documents did not fit in the context and lost their beginning; "
+                "they are counted all the same"
+            )
+    if result.path is not None:
+        note(f"written to {result.path}")
+    note(f"{seconds:.2f} s, loading and compilation included")
