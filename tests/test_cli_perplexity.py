@@ -1,5 +1,6 @@
 """`rfjax perplexity` in this process: what its modes print, and what it refuses."""
 
+import hashlib
 import io
 import json
 import sys
@@ -13,6 +14,7 @@ from rfjax.cli.running import running_output
 from rfjax.evals import kl_report
 from rfjax.evals.kl_base_file import KLBase, writing
 from rfjax.evals.kl_divergence import kl_divergence
+from rfjax.evals.provenance import text_hash
 from rfjax.evals.strided import strided_perplexity
 
 pytestmark = pytest.mark.quick_compile
@@ -55,6 +57,9 @@ def test_perplexity_prints_what_llama_perplexity_prints(
     assert (code, err) == (0, "")
     np.testing.assert_allclose(found["running"], result.running[:2], rtol=1e-6)
     assert (found["n_chunks"], found["n_ctx"]) == (2, 64)
+    settings = found["provenance"]["settings"]
+    assert settings["text"] == text_hash(TEXT)
+    assert (settings["n_ctx"], settings["chunks"], settings["stride"]) == (64, 2, None)
 
 
 def test_perplexity_drops_one_newline_at_the_end_and_no_other(run, tiny_llama_path, tmp_path):
@@ -141,6 +146,8 @@ def test_kl_divergence(run, open_model, tiny_llama_path, base):
     assert (found["n_chunks"], found["n_ctx"], found["summary"]["count"]) == (8, 16, 56)
     assert set(found["summary"]["kld"]) == {"value", "error"}
     assert len(found["summary"]["kld_percentiles"]) == 11
+    digest = hashlib.sha256(base.read_bytes()).hexdigest()
+    assert found["provenance"]["settings"]["base"] == f"sha256:{digest}"
 
 
 def test_a_base_is_written_while_the_perplexity_is_printed(
@@ -224,8 +231,8 @@ def test_lines_wait_for_the_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     for printing, expected in ((True, "head a b"), (False, "")):
         with running_output(printing=printing, start="head ") as tell:
-            tell(1, 2, "figure", "a ")
-            tell(2, 2, "figure", "b")
+            tell(2, 4, "figure", "a ")
+            tell(4, 4, "figure", "b")
             assert stdout.getvalue() == ""
         assert stdout.getvalue() == expected
         stdout.truncate(stdout.seek(0))

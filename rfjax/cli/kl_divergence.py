@@ -1,5 +1,6 @@
 """`rfjax perplexity --kl-divergence`: a model beside the base of a file."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def run_kl_divergence(
     from rfjax.evals import kl_report
     from rfjax.evals.kl_base_file import reading
     from rfjax.evals.kl_divergence import kl_divergence
+    from rfjax.evals.provenance import with_provenance
 
     start = time.perf_counter()
     with reading(base) as (header, _):
@@ -63,8 +65,12 @@ def run_kl_divergence(
     seconds = time.perf_counter() - start
     n_tokens = result.n_chunks * result.n_ctx
     if json:
-        names = {"model": str(llm.model.path), "kl_divergence_base": str(base)}
-        write_json({**names, **vars(result), "seconds": seconds})
+        names = {"model": llm.model.path, "kl_divergence_base": str(base)}
+        with base.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        chosen = {"base": digest, "chunks": chunks, "tokens_per_batch": tokens_per_batch}
+        figures = {**names, **vars(result), "seconds": seconds}
+        write_json(with_provenance(figures, llm.model, chosen))
     else:
         write(kl_report.report(result.summary))
     if not quiet:

@@ -23,6 +23,7 @@ def running_output(*, printing: bool, start: str = "") -> Iterator[Tell]:
     """
     bar_in_the_way = sys.stdout.isatty() and sys.stderr.isatty()
     pieces: list[str] = []
+    head = start
 
     def put(text: str) -> None:
         if bar_in_the_way:
@@ -35,10 +36,10 @@ def running_output(*, printing: bool, start: str = "") -> Iterator[Tell]:
             task = bar.add_task("scoring", total=None, figure="")
 
             def tell(done: int, total: int, figure: str, text: str) -> None:
-                if done == 1:
-                    put(start)
+                nonlocal head
                 bar.update(task, completed=done, total=total, figure=figure)
-                put(text)
+                put(head + text)
+                head = ""
 
             yield tell
     finally:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rfjax.cli.output import note, progress_bar, write, write_json
 from rfjax.cli.running import Tell, running_output
@@ -58,9 +58,13 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
             result = perplexity(llm.model, text, **sizes, on_sums=on_sums)
         else:
             result = write_kl_base(llm.model, text, base, **sizes, on_sums=on_sums)
-    written = {} if base is None else {"kl_divergence_base": str(base)}
-    n_tokens = result.n_chunks * result.n_ctx
-    _finish(llm, result, settings, f"\n{estimate(result)}\n", n_tokens, start, written)
+    seconds = time.perf_counter() - start
+    if settings.json:
+        written = {} if base is None else {"kl_divergence_base": str(base)}
+        _write_json(llm, text, settings, {**written, **vars(result), "seconds": seconds})
+    else:
+        write(f"\n{estimate(result)}\n")
+    _summarize(result, result.n_ctx, settings, seconds)
     if base is not None and not settings.quiet:
         note(f"wrote {base}, {base.stat().st_size} bytes")
 
@@ -87,7 +91,13 @@ def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> N
             batch_size=max(1, settings.tokens_per_batch // window),
             on_sums=_telling(tell, line),
         )
-    _finish(llm, result, settings, "\n", result.n_chunks * result.window, start, {})
+    seconds = time.perf_counter() - start
+    if settings.json:
+        figures = {**vars(result), "seconds": seconds}
+        _write_json(llm, text, settings, figures, stride=stride)
+    else:
+        write("\n")
+    _summarize(result, result.window, settings, seconds)
 
 
 def measure(llm: "LLM", text: str, *, n_ctx: int) -> "PerplexityResult":
@@ -124,25 +134,35 @@ def _telling(tell: Tell, line) -> "OnSums":
     return on_sums
 
 
-def _finish(
+def _write_json(
     llm: "LLM",
-    result: "PerplexityResult",
+    text: str,
     settings: TextSettings,
-    end: str,
-    n_tokens: int,
-    start: float,
-    others: dict[str, str],
+    figures: dict[str, Any],
+    *,
+    stride: int | None = None,
 ) -> None:
-    seconds = time.perf_counter() - start
-    if settings.json:
-        names = {"model": str(llm.model.path), "file": str(settings.source)}
-        write_json({**names, **others, **vars(result), "seconds": seconds})
-    else:
-        write(end)
-    if not settings.quiet:
-        size = n_tokens // result.n_chunks
-        note(
-            f"{n_tokens} tokens ({result.n_chunks} chunks of {size}, {result.n_tokens} scored) in "
-            f"{seconds:.2f} s: {n_tokens / seconds:.1f} tokens/s, tokenization and compilation "
-            "included"
-        )
+    from rfjax.evals.provenance import text_hash, with_provenance
+
+    names = {"model": llm.model.path, "file": str(settings.source)}
+    chosen = {
+        "text": text_hash(text),
+        "n_ctx": settings.n_ctx,
+        "chunks": settings.chunks,
+        "stride": stride,
+        "tokens_per_batch": settings.tokens_per_batch,
+    }
+    write_json(with_provenance({**names, **figures}, llm.model, chosen))
+
+
+def _summarize(
+    result: "PerplexityResult", n_tokens: int, settings: TextSettings, seconds: float
+) -> None:
+    """A line on stderr; `n_tokens` is of a chunk."""
+    if settings.quiet:
+        return
+    total = n_tokens * result.n_chunks
+    note(
+        f"{total} tokens ({result.n_chunks} chunks of {n_tokens}, {result.n_tokens} scored) in "
+        f"{seconds:.2f} s: {total / seconds:.1f} tokens/s, tokenization and compilation included"
+    )
