@@ -161,7 +161,7 @@ def test_a_base_is_written_while_the_perplexity_is_printed(
         assert path.read_bytes().startswith(b"_logits_")
         path.unlink()
     out = run("perplexity", tiny_llama_path, *flags, "--kl-divergence-base", path, "--json")[1]
-    assert json.loads(out)["kl_divergence_base"] == str(path)
+    assert json.loads(out)["kl_divergence_base"] == {"file": str(path)}
 
 
 @pytest.mark.parametrize(

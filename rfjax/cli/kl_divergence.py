@@ -65,7 +65,7 @@ def run_kl_divergence(
     seconds = time.perf_counter() - start
     n_tokens = result.n_chunks * result.n_ctx
     if json:
-        names = {"model": llm.model.path, "kl_divergence_base": str(base)}
+        names = {"model": llm.model.path, "kl_divergence_base": {"file": str(base)}}
         with base.open("rb") as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         chosen = {"base": digest, "chunks": chunks, "tokens_per_batch": tokens_per_batch}

@@ -60,7 +60,7 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
             result = write_kl_base(llm.model, text, base, **sizes, on_sums=on_sums)
     seconds = time.perf_counter() - start
     if settings.json:
-        written = {} if base is None else {"kl_divergence_base": str(base)}
+        written = {} if base is None else {"kl_divergence_base": {"file": str(base)}}
         _write_json(llm, text, settings, {**written, **vars(result), "seconds": seconds})
     else:
         write(f"\n{estimate(result)}\n")
