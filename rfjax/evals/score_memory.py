@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from rfjax.cache.paged import PagedCache, init_paged_cache, page_bytes
-from rfjax.engine.buckets import round_up_power_of_two
 from rfjax.errors import CapacityError
 from rfjax.evals.continuation import Continuation
 from rfjax.evals.score_plan import PAGE_SIZE, PIECE_SIZES, n_pages_of
@@ -22,7 +21,8 @@ _SHARE_OF_DEVICE = 0.8
 """Of the free memory, for the cache."""
 
 _LEAST_PAGES = 32
-"""Fewer would only be another program to compile."""
+"""Fewer would only be another program to compile; on the CPU, where that is quick and memory slow
+to be made. Elsewhere there is one number of pages."""
 
 
 def pages_for(
@@ -57,7 +57,14 @@ def pages_for(
             f"there is room for {gib(most * of_page)} on {memory.where}: leave it out, raise "
             "cache_tokens where it is given, or use a mesh or a smaller dtype"
         )
-    return min(most, round_up_power_of_two(sum(needed), _LEAST_PAGES))
+    if asked is None and most > longest:
+        most = max(longest, 1 << (most.bit_length() - 1))  # also where a little less is free
+    if devices[0].platform != "cpu":
+        return most
+    n_pages = _LEAST_PAGES
+    while n_pages < sum(needed):
+        n_pages *= 4
+    return min(most, n_pages)
 
 
 def empty_cache(model: Model, n_pages: int) -> PagedCache:

@@ -32,8 +32,8 @@ _STEP_TOKENS = 2048
 _STEP_TOKENS_ON_CPU = 1024
 """Places of a full step."""
 
-_LEAST_TABLE = 512 // PAGE_SIZE
-"""Least width of a page table."""
+_LEAST_TABLE = 2048 // PAGE_SIZE
+"""Least width of a page table: longer sequences need other programs."""
 
 _UNDER_WAY = 2
 """Steps dispatched before the first of them is waited for."""
@@ -224,8 +224,8 @@ class Scorer:
             full = self._step_tokens // size
             for start in range(0, len(own), full):
                 part = own[start : start + full]
-                # Padded to all rows, or no fewer than a quarter or a sixteenth.
-                choices = [full] if self._fixed else [full // 16, full // 4, full]
+                # Padded to all rows, or a few: each number of rows is another program.
+                choices = [full] if self._fixed else [full // 8, full]
                 n_rows = min(n for n in choices if n >= len(part))
                 yield _Step((name, size, n_rows), part)
 

@@ -2,6 +2,7 @@
 
 import generate
 import score_in_jit
+import scoring_speed
 import serving_speed
 
 
@@ -24,3 +25,13 @@ def test_serving_speed_serves_every_request(capsys):
     assert set(first) == set(second)
     assert all(result["output tokens/s"] > 0 for result in (first, second))
     assert "for 3 sequences" in capsys.readouterr().out
+
+
+def test_scoring_speed_measures_texts_and_choices():
+    found = scoring_speed.main(
+        ["tiny:q8_0", "--dtype", "float32", "--contexts", "64", "--tokens", "128"]
+        + ["--questions", "2"]
+    )
+    assert found["perplexity at 64, tokens/s"] > 0
+    assert found["alone / together"] > 0
+    assert all(value == 0 for name, value in found.items() if "other bits" in name)
