@@ -16,6 +16,7 @@ from rfjax.cli import (
     eval,
     generate,
     inspect,
+    kld,
     perplexity,
     selfcheck,
     tune,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(perplexity.perplexity)
+app.command()(kld.kld)
 app.command("eval", context_settings=eval.PASSED_ON)(eval.evaluate)
 app.command()(bench.bench)
 app.command()(inspect.inspect)
