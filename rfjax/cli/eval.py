@@ -91,8 +91,6 @@ def evaluate(
     --output_path, --log_samples, --apply_chat_template, --gen_kwargs, --include_path, --seed and so
     on; `lm-eval run --help` lists them. It is installed by `pip install "rfjax[eval]"`.
     """
-    if model is not None and str(model).startswith("-"):
-        raise typer.BadParameter("the model stands before all flags", param_hint="MODEL")
     given = {name: context.params[name] for name in _MODEL_OPTIONS}
     run = {
         "model": None if model is None else str(model),
@@ -101,15 +99,18 @@ def evaluate(
         "bootstrap_iters": bootstrap_iters,
     }
     _need_lm_eval()
+    misplaced = model is not None and str(model).startswith("-")
     if check is not None:
-        _check(check, run, [*(tasks or ()), *context.args], journal)
+        _check(check, run, [*([str(model)] if misplaced else tasks or ()), *context.args], journal)
         return
+    if misplaced:
+        raise typer.BadParameter("the model stands before all flags", param_hint="MODEL")
     if model is None:
         raise typer.BadParameter("give a GGUF file, or --check", param_hint="MODEL")
     from rfjax.evals.lm_eval_run import parse_flags
 
-    flags = [flag for part in tasks or () for flag in ("--tasks", part)]
-    run["arguments"] = parse_flags([*_joined(flags), *context.args])
+    named = ["--tasks", ",".join(tasks)] if tasks else []  # of several, lm-eval takes the last
+    run["arguments"] = parse_flags([*named, *context.args])
     start = time.perf_counter()
     result = _run(run, journal)
     seconds = time.perf_counter() - start
@@ -119,11 +120,6 @@ def evaluate(
         write(_heading(run) + "\n" + "\n".join(result.tables))
     if not quiet:
         _tell(result, seconds)
-
-
-def _joined(flags: list[str]) -> list[str]:
-    """Several --tasks as one, since lm-eval takes the last."""
-    return ["--tasks", ",".join(flags[1::2])] if flags else []
 
 
 def _need_lm_eval() -> None:
