@@ -29,8 +29,10 @@ def test_serving_speed_serves_every_request(capsys):
 
 def test_scoring_speed_measures_texts_and_choices():
     found = scoring_speed.main(
-        ["tiny:q8_0", "--dtype", "float32", "--contexts", "64", "--tokens", "128"]
-        + ["--questions", "2"]
+        [
+            *("tiny:q8_0", "--dtype", "float32", "--contexts", "64", "--tokens", "128"),
+            *("--questions", "2"),
+        ]
     )
     assert found["perplexity at 64, tokens/s"] > 0
     assert found["alone / together"] > 0
