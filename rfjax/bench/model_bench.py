@@ -21,7 +21,7 @@ from rfjax.cache.dense import DenseCache, cache_bytes, init_cache
 from rfjax.engine.buckets import round_up_power_of_two
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import CapacityError, ConfigError
-from rfjax.evals.perplexity import score
+from rfjax.evals.score import score
 from rfjax.io.memory import free_bytes, gib
 from rfjax.models.decoder import project
 from rfjax.models.params import Params
@@ -167,13 +167,16 @@ def _random_tokens(subject: Subject, shape: tuple[int, int], seed: int) -> np.nd
 
 def _prepare_score(subject: Subject, case: Case, config: BenchConfig) -> Run:
     tokens = jnp.asarray(_random_tokens(subject, (case.n_seqs, case.n_score), config.seed))
+    mask = jnp.ones(tokens.shape, jnp.bool_)
     scoring = _jit(score, subject.params, static_argnames=("first", "config"))
 
     def run() -> tuple[float, object]:
         start = time.perf_counter()
-        nll = scoring(subject.params, tokens, first=case.n_score // 2, config=subject.config)
-        jax.block_until_ready(nll)
-        return time.perf_counter() - start, nll
+        logprobs = scoring(
+            subject.params, tokens, mask, first=case.n_score // 2, config=subject.config
+        )
+        jax.block_until_ready(logprobs)
+        return time.perf_counter() - start, logprobs
 
     return run
 
