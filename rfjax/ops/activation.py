@@ -82,15 +82,24 @@ IN_KERNELS = frozenset(GATES) - {"gelu_erf"}
 _LARGEST_HALVES = 10.0
 
 
+@jax.custom_jvp
 def _gelu_of_halves(x: Array) -> Array:
     """GELU as ggml computes it on CPUs, whose numbers are the measure of ours: by a table of f16.
 
     Argument and result are rounded to f16 between -10 and 10; beyond, the result is 0 or the
     argument. Kernels do not round: they compute in 16 bits, or their error is stated.
+    The derivative is that of GELU: a step has none, and a gradient as f16 would lose what is small.
     """
     rounded = _rounded_to_half(_gelu(_rounded_to_half(x)))
     outside = jnp.where(x <= -_LARGEST_HALVES, 0.0, x)
     return jnp.where(jnp.abs(x) < _LARGEST_HALVES, rounded, outside)
+
+
+def _gelu_of_halves_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _gelu_of_halves(*primals), jax.jvp(_gelu, primals, tangents)[1]
+
+
+_gelu_of_halves.defjvp(_gelu_of_halves_jvp)
 
 
 def _rounded_to_half(x: Array) -> Array:
