@@ -1,4 +1,4 @@
-"""HellaSwag, WinoGrande and multiple choice of stories260K: llama-perplexity's figures and lines."""
+"""HellaSwag, WinoGrande and multiple choice of stories260K, as llama-perplexity prints them."""
 
 import io
 import types
