@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def chunk_line(first: int, sums: "RunningPerplexity") -> str:
     return f"{first:8d}  {figures}\n"
 
 
-def _telling(tell: Tell, line) -> "OnSums":
+def _telling(tell: Tell, line: Callable[[int, "RunningPerplexity"], str]) -> "OnSums":
     def on_sums(done: int, total: int, sums: "RunningPerplexity") -> None:
         tell(done, total, f"PPL {sums.perplexity:.4f}", line(done, sums))
 

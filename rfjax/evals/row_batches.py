@@ -29,8 +29,11 @@ def in_batches(
         rows: trees of arrays, all of the same shapes.
         batch_size: rows of a batch. The last one is filled up with copies of its last row, so
             that one shape is compiled.
-        mesh: devices over which the rows of a batch are spread; None leaves them on one.
+        mesh: devices over which the rows of a batch are spread, in batches of as many rows more as
+            give every group of devices the same number; None leaves them on one.
     """
+    if mesh is not None:
+        batch_size += -batch_size % mesh.shape.get("data", 1)
     iterator = iter(rows)
     pending: tuple[Any, int] | None = None
     while batch := list(itertools.islice(iterator, batch_size)):
