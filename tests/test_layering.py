@@ -31,7 +31,7 @@ LAYERS = (
     ("rfjax.quant.types",),
     (
         *("rfjax.errors", "rfjax.typing", "rfjax.config", "rfjax.user_files"),
-        *("rfjax.compile_threads", "rfjax.processor"),
+        *("rfjax.compile_threads", "rfjax.processor", "rfjax.progress"),
     ),
 )
 
@@ -67,11 +67,17 @@ WITHOUT_JAX = (
     "rfjax.engine.sequence",
     "rfjax.engine.stop",
     "rfjax.engine.warm_up",
+    "rfjax.evals.choice_task",
     "rfjax.evals.difference",
+    "rfjax.evals.hellaswag",
     "rfjax.evals.journal",
     "rfjax.evals.kl_base_file",
     "rfjax.evals.kl_report",
     "rfjax.evals.kl_statistics",
+    "rfjax.evals.multiple_choice",
+    "rfjax.evals.multiple_choice_file",
+    "rfjax.evals.task_sampling",
+    "rfjax.evals.winogrande",
 )
 
 
