@@ -25,3 +25,7 @@ dir  # triton reads it of its settings
 jaxlib  # a field of what a self-check holds for, read with all others
 teardown  # hypothesis calls it of a state machine
 token_id  # of the stop token that ended a sequence, for whoever asks why
+disable_tqdm  # lm-eval passes these two, and reads the third, by name
+dataset_kwargs
+dataset
+download  # lm-eval calls it of a task

@@ -31,11 +31,12 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
         "doc_to_text": "context",
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
+        "target_delimiter": "",  # choices have their own space, in examples as well
     },
     CONTINUATION.name: {
         "doc_to_text": "context",
         "doc_to_target": "continuation",
-        "target_delimiter": "",  # the continuation has its own space, in examples as well
+        "target_delimiter": "",
     },
     TEXT.name: {"doc_to_text": "", "doc_to_target": "text"},
     GENERATION.name: {
