@@ -38,6 +38,7 @@ from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
 from rfjax.ops.dispatch import KernelPolicy
 from rfjax.ops.sampling import LogitsProcessor
+from rfjax.progress import progress_bar
 from rfjax.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -332,7 +333,7 @@ class LLM:
         *,
         batch_invariant: bool = True,
         journal: str | os.PathLike[str] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        progress: bool = False,
     ) -> list[Likelihood]:
         """Log-probabilities of continuations after their contexts, many at once.
 
@@ -346,7 +347,7 @@ class LLM:
                 scored and in whatever order; costs time where few are, see `Scorer`.
             journal: a file that results are kept in as they come: after an interruption the same
                 call goes on where it stopped.
-            on_progress: told how many of how many distinct requests are done.
+            progress: show a bar on stderr, if that is a terminal.
 
         Raises:
             RequestError: an empty or too long continuation, ids outside the vocabulary, text for a
@@ -355,10 +356,8 @@ class LLM:
             CapacityError: the cache does not fit in the free memory.
         """
         scorer = self.scorer(batch_invariant=batch_invariant)
-        with self._journal(journal, batch_invariant) as kept:
-            return loglikelihood(
-                scorer, self.tokenizer, requests, journal=kept, on_progress=on_progress
-            )
+        with self._journal(journal, batch_invariant) as kept, _bar(progress) as tell:
+            return loglikelihood(scorer, self.tokenizer, requests, journal=kept, on_progress=tell)
 
     def loglikelihood_rolling(
         self,
@@ -366,21 +365,21 @@ class LLM:
         *,
         batch_invariant: bool = True,
         journal: str | os.PathLike[str] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        progress: bool = False,
     ) -> list[RollingLikelihood]:
         """Log-probabilities of whole texts, in windows of the model's context.
 
         Args:
             texts: texts or lists of token ids without BOS; a single one is a list of one.
-            batch_invariant, journal, on_progress: as for `loglikelihood`; progress counts windows.
+            batch_invariant, journal, progress: as for `loglikelihood`; the bar counts windows.
 
         Raises:
             RequestError, UnsupportedError, CapacityError: as `loglikelihood`.
         """
         scorer = self.scorer(batch_invariant=batch_invariant)
-        with self._journal(journal, batch_invariant) as kept:
+        with self._journal(journal, batch_invariant) as kept, _bar(progress) as tell:
             return loglikelihood_rolling(
-                scorer, self.tokenizer, _as_list(texts), journal=kept, on_progress=on_progress
+                scorer, self.tokenizer, _as_list(texts), journal=kept, on_progress=tell
             )
 
     def _journal(
@@ -397,6 +396,17 @@ class LLM:
                 f"{self._model.path} has no tokenizer: give token ids instead of text"
             )
         return self.tokenizer
+
+
+@contextlib.contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What to tell progress to."""
+    if not wanted:
+        yield None
+        return
+    with progress_bar() as bar:
+        task = bar.add_task("scoring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _submitted(

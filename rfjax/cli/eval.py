@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rfjax.cli import options
-from rfjax.cli.output import note, progress_bar, write, write_json
+from rfjax.cli.output import note, write, write_json
 from rfjax.errors import ConfigError, RequestError
+from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from rfjax.evals.lm_eval_run import LmEvalRun, LmEvalSetup

@@ -9,7 +9,8 @@ import typer
 
 from rfjax.cli import options
 from rfjax.cli.files import read_text
-from rfjax.cli.output import columns, note, printable, progress_bar, show, write, write_json
+from rfjax.cli.output import columns, note, printable, show, write, write_json
+from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from rfjax.cli.comparing import Compared

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
 T = TypeVar("T")
@@ -90,26 +89,6 @@ def wait_for_first(items: Iterable[T], text: str) -> Iterator[T]:
         first = list(itertools.islice(iterator, 1))
     yield from first
     yield from iterator
-
-
-def progress_bar(*fields: str) -> "Progress":
-    """A bar on stderr that vanishes when done; nothing where stderr is not a terminal.
-
-    `fields` are rich's templates of columns to show beside the bar.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        *(TextColumn(field) for field in fields),
-        Remaining(),
-        console=console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from rfjax.cli.output import progress_bar, write
+from rfjax.cli.output import write
+from rfjax.progress import progress_bar
 
 Tell = Callable[[int, int, str, str], None]
 """Called with (chunks done, chunks in all, what the bar shows, what stdout gets)."""

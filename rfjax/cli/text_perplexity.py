@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rfjax.cli.output import note, progress_bar, write, write_json
+from rfjax.cli.output import note, write, write_json
 from rfjax.cli.running import Tell, running_output
+from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from rfjax.evals.perplexity import OnSums, PerplexityResult, RunningPerplexity

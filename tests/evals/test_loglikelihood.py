@@ -72,7 +72,8 @@ def test_texts_are_scored_after_their_contexts(llm, scorer, reference):
 
 
 def test_the_class_scores_the_same(llm, scorer):
-    assert llm.loglikelihood(QUESTIONS) == loglikelihood(scorer, llm.tokenizer, QUESTIONS)
+    expected = loglikelihood(scorer, llm.tokenizer, QUESTIONS)
+    assert llm.loglikelihood(QUESTIONS, progress=True) == expected
     (text,) = llm.loglikelihood_rolling("Good morrow")
     assert text == loglikelihood_rolling(scorer, llm.tokenizer, ["Good morrow"])[0]
 
