@@ -90,10 +90,15 @@ def test_a_line_a_chunk(run, open_model, tiny_llama_path, text_file):
         assert all(line[:10] == f"{first:8d}  " for line, first in zip(lines, firsts, strict=True))
 
 
-def test_all_chunks_are_minus_one(run, tiny_llama_path, text_file):
+def test_the_model_and_all_chunks_as_llama_perplexity_has_them(run, tiny_llama_path, text_file):
     flags = ("-f", text_file, "-c", "64", "-q")
     expected = run("perplexity", tiny_llama_path, *flags)
-    assert run("perplexity", tiny_llama_path, *flags, "--chunks", "-1") == expected
+    assert run("perplexity", "-m", tiny_llama_path, *flags, "--chunks", "-1") == expected
+    code, out, err = run("perplexity", *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: MODEL is missing, expected a GGUF file: name the file on the")
+    code, _, err = run("perplexity", tiny_llama_path, "-m", "other.gguf", *flags)
+    assert code == 2 and "other.gguf (-m), expected one of them" in err
 
 
 def test_a_stride(run, open_model, tiny_llama_path, tmp_path):

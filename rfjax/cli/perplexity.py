@@ -15,7 +15,14 @@ _TOKENS_PER_BATCH = 2048
 
 
 def perplexity(
-    model: options.Model,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="A GGUF file, or any part of a split one.", show_default=False),
+    ] = None,
+    model_flag: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="The same, as llama-perplexity has it."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +140,9 @@ def perplexity(
             "--multiple-choice": multiple_choice,
         }
     )
+    if model is not None and model_flag is not None:
+        raise ConfigError(f"got the models {model} and {model_flag} (-m), expected one of them")
+    path = _given(model or model_flag, "MODEL", "a GGUF file")
     # What needs no model is found out before it is loaded.
     source, text = Path(), ""
     if kl_divergence:
@@ -146,7 +156,7 @@ def perplexity(
         source = _given(file, "-f", "the text")
         text = read_text(source)
     llm = open_model(
-        model,
+        path,
         dtype,
         weights=weights,
         tensor_parallel=tensor_parallel,
@@ -187,8 +197,9 @@ def _only_one(modes: dict[str, bool]) -> None:
         )
 
 
-def _given(path: Path | None, flag: str, what: str) -> Path:
+def _given(path: Path | None, name: str, what: str) -> Path:
     """Refuse a missing file."""
     if path is None:
-        raise ConfigError(f"{flag} is missing, expected {what}: name the file with {flag} FILE")
+        how = f"with {name} FILE" if name.startswith("-") else "on the command line"
+        raise ConfigError(f"{name} is missing, expected {what}: name the file {how}")
     return path
