@@ -7,16 +7,13 @@ no JAX.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rfjax.errors import RequestError
 from rfjax.evals.continuation import Continuation, ContinuationScore
 from rfjax.evals.journal import Journal, continuation_key
-
-if TYPE_CHECKING:
-    from rfjax.evals.scorer import Scorer
 
 _PADDING = 256
 _SEQUENCES = 4
@@ -27,6 +24,24 @@ Average = Callable[[np.ndarray, int], float]
 
 Choose = Callable[[Sequence[float]], int]
 """From the scores of a task's choices to the index of one."""
+
+
+class TaskScorer(Protocol):
+    """What scores: a `rfjax.evals.scorer.Scorer`, or anything like it."""
+
+    @property
+    def max_inputs(self) -> int:
+        """Most tokens of context and continuation together, the last one not counted."""
+        ...
+
+    def score(
+        self,
+        continuations: Sequence[Continuation],
+        *,
+        on_scored: Callable[[int, ContinuationScore], None],
+    ) -> object:
+        """Calls `on_scored` with the number of each continuation and its score, in any order."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +179,7 @@ def endings_task(
 
 
 def score_tasks(
-    scorer: "Scorer",
+    scorer: TaskScorer,
     tasks: Sequence[ChoiceTask],
     *,
     average: Average = average,
@@ -187,7 +202,7 @@ def score_tasks(
 
     Raises:
         RequestError: `n_ctx` is no positive integer, or token ids are outside the vocabulary.
-        CapacityError, ModelFormatError: as `Scorer.score`.
+        CapacityError, ModelFormatError: as `rfjax.evals.scorer.Scorer.score`.
     """
     if n_ctx is not None and n_ctx < 1:
         raise RequestError(f"n_ctx: got {n_ctx}, expected at least 1")

@@ -6,7 +6,6 @@ A task is six lines: a context, the number of the right ending from 0, and four 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rfjax.evals.choice_task import (
     ChoiceOutcome,
     ChoiceTask,
     OnTask,
+    TaskScorer,
     UnfitTask,
     endings_task,
     score_tasks,
@@ -22,9 +22,6 @@ from rfjax.evals.choice_task import (
 from rfjax.evals.journal import Journal
 from rfjax.evals.task_sampling import draw_uniform
 from rfjax.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rfjax.evals.scorer import Scorer
 
 N_TASKS = 400
 """Tasks that llama-perplexity draws when nobody says how many."""
@@ -109,7 +106,7 @@ def read_hellaswag(text: str, source: str = "hellaswag") -> list[HellaSwagItem]:
 
 
 def hellaswag(
-    scorer: "Scorer",
+    scorer: TaskScorer,
     tokenizer: Tokenizer,
     items: Sequence[HellaSwagItem],
     *,

@@ -7,7 +7,6 @@ log-probability per token. The files are those of `multiple_choice_file`.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rfjax.evals.choice_task import (
     ChoiceOutcome,
     ChoiceTask,
     OnTask,
+    TaskScorer,
     UnfitTask,
     endings_task,
     score_tasks,
@@ -22,9 +22,6 @@ from rfjax.evals.choice_task import (
 from rfjax.evals.journal import Journal
 from rfjax.evals.multiple_choice_file import MultipleChoiceItem
 from rfjax.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rfjax.evals.scorer import Scorer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class MultipleChoiceResult:
 
 
 def multiple_choice(
-    scorer: "Scorer",
+    scorer: TaskScorer,
     tokenizer: Tokenizer,
     items: Sequence[MultipleChoiceItem],
     *,

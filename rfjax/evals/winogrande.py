@@ -10,13 +10,16 @@ Two faults of llama-perplexity are repeated unless asked otherwise, so that figu
 * The last line of a file is not read unless an empty line follows it.
 * Where a choice is scored itself, the first token of the second one is given the probability that
   it would have after the whole of the first sentence.
+
+What it reads out of another task's or nobody's memory is not repeated: the first tokens of a first
+choice whose tokens end before the sentences differ, and what a sentence that begins with the gap
+does, in a vocabulary without BOS, to the tasks computed with it.
 """
 
 import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rfjax.errors import RequestError
 from rfjax.evals.choice_task import (
@@ -24,6 +27,7 @@ from rfjax.evals.choice_task import (
     ChoiceOutcome,
     ChoiceTask,
     OnTask,
+    TaskScorer,
     UnfitTask,
     common_length,
     places_of,
@@ -34,9 +38,6 @@ from rfjax.evals.journal import Journal
 from rfjax.evals.multiple_choice import share
 from rfjax.evals.task_sampling import draw_scaled
 from rfjax.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rfjax.evals.scorer import Scorer
 
 _SHORT_TAIL = 3
 """Tokens behind the common ones up to which the choice itself is scored."""
@@ -122,7 +123,7 @@ def n_unread(text: str) -> int:
 
 
 def winogrande(
-    scorer: "Scorer",
+    scorer: TaskScorer,
     tokenizer: Tokenizer,
     items: Sequence[WinoGrandeItem],
     *,
