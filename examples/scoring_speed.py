@@ -55,8 +55,9 @@ def median_seconds(run) -> float:
     return statistics.median(seconds)
 
 
-def text_speed(model: Model, n_ctx: int, n_tokens: int, batch_size: int | None) -> float:
+def text_speed(model: Model, n_ctx: int, n_tokens: int, at_a_time: int | None) -> float:
     """Tokens per second of a perplexity, scoring included."""
+    batch_size = None if at_a_time is None else max(1, at_a_time // n_ctx)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, n_tokens).tolist()
     run = functools.partial(perplexity, model, ids, n_ctx=n_ctx, batch_size=batch_size)
     return n_tokens // n_ctx * n_ctx / median_seconds(run)
@@ -96,13 +97,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--tokens", type=int, default=65536, help="of the text")
-    parser.add_argument("--batch-size", type=int, help="chunks at a time; by default by size")
+    parser.add_argument("--batch-tokens", type=int, help="of a text, computed at a time")
     parser.add_argument("--questions", type=int, default=1000)
     given = parser.parse_args(arguments)
     model = make_model(given.model, given.dtype)
     found: dict[str, float] = {}
     for n_ctx in given.contexts:
-        speed = text_speed(model, n_ctx, given.tokens, given.batch_size)
+        speed = text_speed(model, n_ctx, given.tokens, given.batch_tokens)
         found[f"perplexity at {n_ctx}, tokens/s"] = speed
     if given.questions:
         choices = questions(given.questions, model.config.vocab_size)
