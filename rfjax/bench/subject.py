@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rfjax.errors import CapacityError
 from rfjax.io.gguf import read_gguf
-from rfjax.io.load import load, resolve_dtype
+from rfjax.io.load import Model, load, resolve_dtype
 from rfjax.io.memory import free_bytes, gib
 from rfjax.io.storage import resolve_weights
 from rfjax.models.config import ModelConfig
@@ -68,8 +68,16 @@ def from_file(
     Raises:
         ModelFormatError, UnsupportedError, CapacityError, ConfigError: as `rfjax.load`.
     """
-    gguf = read_gguf(path)
-    model = load(path, dtype=dtype, weights=weights, kernels=policy)
+    return from_model(load(path, dtype=dtype, weights=weights, kernels=policy))
+
+
+def from_model(model: Model) -> Subject:
+    """A model that is loaded already; its file's header is read again.
+
+    Raises:
+        ModelFormatError: the file is gone or damaged.
+    """
+    gguf = read_gguf(model.path)
     by_type: Counter[str] = Counter()
     for info in gguf.tensors.values():
         by_type[info.type.name] += math.prod(info.shape)
@@ -81,7 +89,7 @@ def from_file(
         config=model.config,
         weights="packed" if _any_packed(model.params) else "dequantized",
         bos_id=tokenizer.bos_id if tokenizer is not None and tokenizer.add_bos else None,
-        filename=str(path),
+        filename=model.path,
         description=f"{model.config.architecture} {label} {by_type.most_common(1)[0][0]}",
         stored_bytes=sum(
             math.prod(info.shape) // BLOCK_SIZES[info.type][0] * BLOCK_SIZES[info.type][1]

@@ -11,6 +11,7 @@ from rfjax.cli import (
     archs,
     bench,
     chat,
+    compare,
     demo,
     doctor,
     eval,
@@ -35,6 +36,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(perplexity.perplexity)
 app.command()(kld.kld)
+app.command()(compare.compare)
 app.command("eval", context_settings=eval.PASSED_ON)(eval.evaluate)
 app.command()(bench.bench)
 app.command()(inspect.inspect)

@@ -122,6 +122,18 @@ def comparing(
     return Compared(residency, results, origins)
 
 
+def settings_of(text: str, ctx: int, chunks: int | None, batch_size: int) -> dict[str, Any]:
+    """What the figures depend on besides the models."""
+    from rfjax.evals.provenance import text_hash
+
+    return {
+        "text_hash": text_hash(text),
+        "n_ctx": ctx,
+        "chunks": chunks,
+        "batch_size": max(1, batch_size // ctx),
+    }
+
+
 def _of_parts(parts: "ModelParts", settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where a model comes from that is never loaded whole."""
     import jax

@@ -73,7 +73,7 @@ def kld(
 
     Chunks and figures are those of llama-perplexity.
     """
-    from rfjax.cli.comparing import comparing
+    from rfjax.cli.comparing import comparing, settings_of
 
     text = read_text(file)
     start = time.perf_counter()
@@ -91,7 +91,7 @@ def kld(
             weights=weights,
             kernels=implementation.policy(),
             selfcheck=selfcheck,
-            settings=_settings(text, ctx, chunks, batch_size) if json else None,
+            settings=settings_of(text, ctx, chunks, batch_size) if json else None,
         )
     seconds = time.perf_counter() - start
     if json:
@@ -105,18 +105,6 @@ def kld(
             f"{first.summary.count} compared) by {1 + len(quants)} models in {seconds:.2f} s, "
             f"{_WAYS[compared.residency]}; loading and compilation included"
         )
-
-
-def _settings(text: str, ctx: int, chunks: int | None, batch_size: int) -> dict[str, Any]:
-    """What the figures depend on besides the models."""
-    from rfjax.evals.provenance import text_hash
-
-    return {
-        "text_hash": text_hash(text),
-        "n_ctx": ctx,
-        "chunks": chunks,
-        "batch_size": max(1, batch_size // ctx),
-    }
 
 
 def _record(base: Path, quants: list[Path], file: Path, compared: "Compared") -> dict[str, Any]:
