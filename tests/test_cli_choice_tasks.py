@@ -71,6 +71,9 @@ def test_json_has_every_task(llm, capsys):
     assert result["n_tasks"] == len(result["outcomes"]) == 12
     assert result["n_correct"] == sum(one["correct"] for one in result["outcomes"])
     assert result["file"] == str(path) and result["seconds"] > 0
+    settings = result["provenance"]["settings"]
+    assert settings["n_tasks"] == 12 and settings["n_ctx"] == 512
+    assert settings["hellaswag"].startswith("sha256:")
     assert "12 tasks in" in err
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rfjax.evals.multiple_choice import MultipleChoiceResult
     from rfjax.evals.winogrande import WinoGrandeResult
     from rfjax.llm import LLM
-    from rfjax.tokenizer import Tokenizer
 
     Result = HellaSwagResult | MultipleChoiceResult | WinoGrandeResult
 
@@ -48,15 +47,14 @@ def run_hellaswag(
         share = 100 * (n_correct / n_done)
         return f"{n_done}\t{share:.8f}%\t[{100 * low:.4f}%, {100 * high:.4f}%]\n"
 
-    tokenizer = _tokenizer(llm)
-    items = read_hellaswag(_whole(path), str(path))
-    start = "\ntask\tacc_norm\t95% confidence interval\n"
-    with _running(line, start, printing=not json) as on_task:
-        began = time.perf_counter()
+    text = _whole(path)
+    run = _Run(llm, path, {"hellaswag": text}, n_tasks, n_ctx, json, quiet)
+    items = read_hellaswag(text, str(path))
+    with run.printing(line, "\ntask\tacc_norm\t95% confidence interval\n") as on_task:
         result = hellaswag(
-            llm.scorer(), tokenizer, items, n_tasks=n_tasks, n_ctx=n_ctx, on_task=on_task
+            llm.scorer(), run.tokenizer, items, n_tasks=n_tasks, n_ctx=n_ctx, on_task=on_task
         )
-    _finish(llm, path, result, "\n", began, json=json, quiet=quiet)
+    run.finish(result, "\n")
 
 
 def run_winogrande(
@@ -70,23 +68,23 @@ def run_winogrande(
         chosen = f"{first}  {second}  {outcome.choice + 1}  {outcome.right[0] + 1}"
         return f"{n_done}\t{100.0 * n_correct / n_done:.4f}\t{chosen}\n"
 
-    tokenizer = _tokenizer(llm)
     text = _whole(path)
+    run = _Run(llm, path, {"winogrande": text}, n_tasks, n_ctx, json, quiet)
     items = read_winogrande(text, str(path))
     if n_unread(text):
         note(
             f"{path}: the last line is not read, as llama-perplexity does not read it either; "
             "end the file with an empty line to have it scored"
         )
-    with _running(line, "", printing=not json) as on_task:
-        began = time.perf_counter()
+    with run.printing(line, "") as on_task:
+        drawn = n_tasks or None
         result = winogrande(
-            llm.scorer(), tokenizer, items, n_tasks=n_tasks or None, n_ctx=n_ctx, on_task=on_task
+            llm.scorer(), run.tokenizer, items, n_tasks=drawn, n_ctx=n_ctx, on_task=on_task
         )
     end = "\n"
     if result.n_tasks >= _LEAST_FOR_SCORE:
         end += f"Final Winogrande score({result.n_tasks} tasks): {_percent(result)}\n"
-    _finish(llm, path, result, end, began, json=json, quiet=quiet)
+    run.finish(result, end)
 
 
 def run_multiple_choice(
@@ -99,54 +97,79 @@ def run_multiple_choice(
     def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
         return f"{n_done}\t{100.0 * n_correct / n_done:.8f}\n"
 
-    tokenizer = _tokenizer(llm)
-    items = read_multiple_choice(_bytes(path), str(path), n_tasks=n_tasks or None)
-    with _running(line, "\ntask\tacc_norm\n", printing=not json) as on_task:
-        began = time.perf_counter()
-        result = multiple_choice(llm.scorer(), tokenizer, items, n_ctx=n_ctx, on_task=on_task)
+    data = _bytes(path)
+    run = _Run(llm, path, {"multiple_choice": data}, n_tasks, n_ctx, json, quiet)
+    items = read_multiple_choice(data, str(path), n_tasks=n_tasks or None)
+    with run.printing(line, "\ntask\tacc_norm\n") as on_task:
+        result = multiple_choice(llm.scorer(), run.tokenizer, items, n_ctx=n_ctx, on_task=on_task)
     chance = _plus_minus(result.random_accuracy, result.random_stderr)
-    end = f"\nFinal result: {_percent(result)}\nRandom chance: {chance}\n"
-    _finish(llm, path, result, end, began, json=json, quiet=quiet)
+    run.finish(result, f"\nFinal result: {_percent(result)}\nRandom chance: {chance}\n")
 
 
-@contextlib.contextmanager
-def _running(line: Line, start: str, *, printing: bool) -> Iterator["OnTask"]:
-    """What prints a line for each task in order, and shows how many are done."""
-    done, correct = itertools.count(1), 0
-    with running_output(printing=printing, start=start) as tell:
+class _Run:
+    """One of the commands: what was asked, and what its output has in common with the others."""
 
-        def on_task(n_done: int, n_tasks: int, outcomes: Sequence["ChoiceOutcome"]) -> None:
-            nonlocal correct
-            lines = []
-            for outcome in outcomes:
-                correct += outcome.correct
-                lines.append(line(next(done), correct, outcome))
-            tell(n_done, n_tasks, "", "".join(lines))
+    def __init__(
+        self,
+        llm: "LLM",
+        path: Path,
+        tasks: dict[str, str | bytes],
+        n_tasks: int,
+        n_ctx: int,
+        json: bool,
+        quiet: bool,
+    ):
+        """`tasks` is the file by the name of the measurement."""
+        if llm.tokenizer is None:
+            raise RequestError(f"{llm.model.path} has no tokenizer, and tasks are texts")
+        self.tokenizer = llm.tokenizer
+        self._model, self._path = llm.model, path
+        self._tasks, self._n_tasks, self._n_ctx = tasks, n_tasks, n_ctx
+        self._json, self._quiet = json, quiet
+        self._start = time.perf_counter()
 
-        yield on_task
+    @contextlib.contextmanager
+    def printing(self, line: Line, start: str) -> Iterator["OnTask"]:
+        """What prints a line for each task in order, and shows how many are done."""
+        done, correct = itertools.count(1), 0
+        with running_output(printing=not self._json, start=start) as tell:
 
+            def on_task(n_done: int, n_tasks: int, outcomes: Sequence["ChoiceOutcome"]) -> None:
+                nonlocal correct
+                lines = []
+                for outcome in outcomes:
+                    correct += outcome.correct
+                    lines.append(line(next(done), correct, outcome))
+                tell(n_done, n_tasks, "", "".join(lines))
 
-def _finish(
-    llm: "LLM", path: Path, result: "Result", end: str, began: float, *, json: bool, quiet: bool
-) -> None:
-    """The lines at the end, or all as JSON; and what was left out."""
-    seconds = time.perf_counter() - began
-    if json:
-        about = {"model": llm.model.path, "file": str(path)}
-        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-        write_json({**about, **fields, "seconds": seconds})
-    else:
-        write(end)
-    for unfit in result.too_long:
-        note(unfit.reason)
-    if result.n_too_long:
-        total = result.n_tasks + result.n_too_long
-        note(f"{result.n_too_long} of {total} tasks are too long and not counted in the score")
-    if not quiet:
-        note(
-            f"{result.n_tasks} tasks in {seconds:.2f} s: {result.n_tasks / seconds:.1f} tasks/s, "
-            "tokenization and compilation included"
-        )
+            yield on_task
+
+    def finish(self, result: "Result", end: str) -> None:
+        """The lines at the end, or all as JSON; and what was left out."""
+        seconds = time.perf_counter() - self._start
+        if self._json:
+            self._write_json(result, seconds)
+        else:
+            write(end)
+        for unfit in result.too_long:
+            note(unfit.reason)
+        if result.n_too_long:
+            total = result.n_tasks + result.n_too_long
+            note(f"{result.n_too_long} of {total} tasks are too long and not counted in the score")
+        if not self._quiet:
+            note(
+                f"{result.n_tasks} tasks in {seconds:.2f} s: {result.n_tasks / seconds:.1f} "
+                "tasks/s, tokenization and compilation included"
+            )
+
+    def _write_json(self, result: "Result", seconds: float) -> None:
+        from rfjax.evals.provenance import text_hash, with_provenance
+
+        names = {"model": self._model.path, "file": str(self._path)}
+        figures = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        chosen = {name: text_hash(tasks) for name, tasks in self._tasks.items()}
+        chosen |= {"n_tasks": self._n_tasks, "n_ctx": self._n_ctx, "batch_invariant": True}
+        write_json(with_provenance({**names, **figures, "seconds": seconds}, self._model, chosen))
 
 
 def _percent(result: "MultipleChoiceResult | WinoGrandeResult") -> str:
@@ -161,12 +184,6 @@ def _plus_minus(share: float, error: float) -> str:
 def _number(value: float, width: int = 0, digits: int = 4) -> str:
     """As C prints it; 0/0 has a sign on the processors that llama-perplexity mostly runs on."""
     return f"{'-nan' if math.isnan(value) else f'{value:.{digits}f}':>{width}}"
-
-
-def _tokenizer(llm: "LLM") -> "Tokenizer":
-    if llm.tokenizer is None:
-        raise RequestError(f"{llm.model.path} has no tokenizer, and tasks are texts")
-    return llm.tokenizer
 
 
 def _whole(path: Path) -> str:
