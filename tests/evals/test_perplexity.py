@@ -12,6 +12,7 @@ import rfjax
 from rfjax.errors import RequestError
 from rfjax.evals.perplexity import RunningPerplexity, chunk_tokens, perplexity
 from rfjax.evals.score import score
+from rfjax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,17 @@ def test_the_result_does_not_depend_on_the_batch(model):
     ids = np.random.default_rng(1).integers(3, 300, 16 * 7).tolist()
     seen = [perplexity(model, ids, n_ctx=16, batch_size=n).running for n in (2, 3)]
     np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("data", "parallel"), [(8, 1), (4, 2)])
+def test_eight_devices_give_the_result_of_one(model, tiny_llama_path, data, parallel):
+    ids = np.random.default_rng(2).integers(3, 300, 16 * 9).tolist()  # the last batch is not full
+    spread = rfjax.load(tiny_llama_path, mesh=make_mesh(data=data, model=parallel))
+    expected = perplexity(model, ids, n_ctx=16, batch_size=3)
+    found = perplexity(spread, ids, n_ctx=16, batch_size=3)
+    assert (found.n_tokens, found.n_chunks) == (expected.n_tokens, expected.n_chunks)
+    np.testing.assert_allclose(found.running, expected.running, rtol=1e-6)
+    assert found.stderr == pytest.approx(expected.stderr, rel=1e-5)
 
 
 def test_progress_is_told_chunk_by_chunk(model):
