@@ -154,7 +154,8 @@ def _draw_divergence(axes: Axes, files: Sequence[ComparedFile], unit: int, lette
             color=_colour(file),
             capsize=2,
         )
-    axes.margins(x=0.08, y=0.1)
+    axes.margins(x=0.08)
+    axes.set_ylim(min(distances) / 1.8, max(distances) * 1.8)
     axes.set_title("lower left is better; green: no file is smaller and nearer", fontsize=9)
 
 
