@@ -45,10 +45,10 @@ def main(page="kld_heat_map.html", base=MODELS / "shakespeare.gguf", quant=None,
     spans = [
         f'<span style="background:rgb(100% 20% 20% / {share:.0%})" title="{value:.4f} nats">'
         f"{html.escape(word)}</span>"
-        for word, value, share in zip(words, kld, np.sqrt(kld / kld.max()), strict=True)
+        for word, value, share in zip(words, kld, np.sqrt(kld / max(1e-9, kld.max())), strict=True)
     ]
-    body = f'<meta charset="utf-8"><h1>KL divergence: mean {kld.mean():.4f} nats</h1><pre>{"".join(spans)}</pre>'
-    pathlib.Path(page).write_text(body, encoding="utf-8")
+    heading = f'<meta charset="utf-8"><h1>mean KL divergence {kld.mean():.4f} nats</h1>'
+    pathlib.Path(page).write_text(f"{heading}<pre>{''.join(spans)}</pre>", encoding="utf-8")
     print(f"{page}: mean {kld.mean():.4f}, most at:")
     for i in np.argsort(-kld)[:5]:
         print(f"{kld[i]:8.3f}  ...{''.join(words[max(0, i - 6) : i])!r} -> {words[i]!r}")
