@@ -88,9 +88,10 @@ def evaluate(
 ) -> None:
     """Evaluate a model with lm-evaluation-harness.
 
-    All other flags are lm-eval's own and stand behind the model: --num_fewshot, --limit,
-    --output_path, --log_samples, --apply_chat_template, --gen_kwargs, --include_path, --seed and so
-    on; `lm-eval run --help` lists them. It is installed by `pip install "rfjax[eval]"`.
+    All other flags are lm-eval's own and stand behind the model:
+    --num_fewshot, --limit, --output_path, --log_samples, --apply_chat_template,
+    --gen_kwargs, --include_path, --seed and so on.
+    `lm-eval run --help` lists them. lm-eval comes with the extra `eval`.
     """
     given = {name: context.params[name] for name in _MODEL_OPTIONS}
     run = {
