@@ -12,11 +12,13 @@ if "xla_force_host_platform_device_count" not in _flags:
 
 import jax
 import pytest
+from support.cheap_tracing import make_tracing_cheap
 from support.quick_compile import quick_compile
 from support.tiny_model import tiny_llama
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+make_tracing_cheap()
 
 
 @pytest.fixture(scope="session")
