@@ -107,6 +107,8 @@ def test_a_result_is_checked(rfjax, model, files, tmp_path):
     code, _, stderr = rfjax("eval", "--check", path, "--limit", 3)
     assert code == 2
     assert "--check: got --limit 3 besides" in stderr
+    code, _, stderr = rfjax("eval", model, "--check", path, "--dtype", "float16", "--limit", 3)
+    assert "--check: got --dtype --limit 3 besides" in stderr
 
 
 def test_another_file_is_another_measurement(rfjax, model, files, tmp_path):

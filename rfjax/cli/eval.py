@@ -15,7 +15,7 @@ from rfjax.errors import ConfigError, RequestError
 from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rfjax.evals.lm_eval_run import LmEvalRun, LmEvalSetup
+    from rfjax.evals.lm_eval_run import LmEvalRun
 
 _WRITING = ("output_path", "log_samples", "use_cache", "cache_requests")
 """Of lm-eval's flags, those that write files or read results from them."""
@@ -27,6 +27,8 @@ _MODEL_OPTIONS = (
     *("dtype", "weights", "tensor_parallel", "data_parallel", "implementation", "selfcheck"),
     "max_context",
 )
+_CHOSEN = (*_MODEL_OPTIONS, "tasks", "bootstrap_iters", "batch_invariant", "json")
+"""What a result that is checked has chosen."""
 
 
 def evaluate(
@@ -103,7 +105,8 @@ def evaluate(
     _need_lm_eval()
     misplaced = model is not None and str(model).startswith("-")
     if check is not None:
-        _check(check, run, [*([str(model)] if misplaced else tasks or ()), *context.args], journal)
+        beside = [f"--{name.replace('_', '-')}" for name in _CHOSEN if _is_given(context, name)]
+        _check(check, run, [*beside, *([str(model)] if misplaced else ()), *context.args], journal)
         return
     if misplaced:
         raise typer.BadParameter("the model stands before all flags", param_hint="MODEL")
@@ -124,6 +127,11 @@ def evaluate(
         _tell(result, seconds)
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _need_lm_eval() -> None:
     try:
         import rfjax.evals.lm_eval_run  # noqa: F401
@@ -134,15 +142,11 @@ def _need_lm_eval() -> None:
         ) from error
 
 
-def _run(run: Mapping[str, Any], journal_path: Path | None) -> "LmEvalRun":
+def _run(run: Mapping[str, Any], journal: Path | None) -> "LmEvalRun":
     """Set up, load, evaluate. What needs no model is found out before it is loaded."""
     from rfjax.cli.model import open_model
     from rfjax.engine.config import EngineConfig
-    from rfjax.evals.journal import Journal
-    from rfjax.evals.jsonable import jsonable
-    from rfjax.evals.lm_eval_model import RfjaxLM
-    from rfjax.evals.lm_eval_run import run_lm_eval, set_up
-    from rfjax.evals.provenance import provenance
+    from rfjax.evals.lm_eval_run import evaluate, set_up
 
     setup = set_up(run["arguments"], bootstrap_iters=run["bootstrap_iters"])
     chosen = run["options"]
@@ -156,33 +160,17 @@ def _run(run: Mapping[str, Any], journal_path: Path | None) -> "LmEvalRun":
         kernels=options.Implementation(chosen["implementation"]).policy(),
         selfcheck=chosen["selfcheck"],
     )
-    invariant = {"batch_invariant": run["batch_invariant"]}
-    about = provenance(llm.model, invariant, packages=["lm-eval"])
-    settings = _settings(run, setup)
-    extra = {"rfjax": jsonable(run), "provenance": {**about, "settings": jsonable(settings)}}
-    with contextlib.ExitStack() as stack:
-        journal = None
-        if journal_path is not None:
-            journal = stack.enter_context(Journal.open(journal_path, about))
-        lm = RfjaxLM(
+    # What lm-eval prints on its way is no result.
+    with _progress() as on_progress, contextlib.redirect_stdout(sys.stderr):
+        return evaluate(
             llm,
+            setup,
             max_length=chosen["max_context"],
             batch_invariant=run["batch_invariant"],
             journal=journal,
-            on_progress=stack.enter_context(_progress()),
+            on_progress=on_progress,
+            extra=run,
         )
-        # What lm-eval prints on its way is no result.
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        return run_lm_eval(lm, setup, extra=extra)
-
-
-def _settings(run: Mapping[str, Any], setup: "LmEvalSetup") -> dict[str, Any]:
-    """What figures depend on, besides the model and how it is held."""
-    return {
-        "batch_invariant": run["batch_invariant"],
-        "max_context": run["options"]["max_context"],
-        "lm_eval": setup.settings,
-    }
 
 
 @contextlib.contextmanager
@@ -199,9 +187,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def _check(
-    path: Path, given: Mapping[str, Any], flags: list[str], journal_path: Path | None
-) -> None:
+def _check(path: Path, given: Mapping[str, Any], flags: list[str], journal: Path | None) -> None:
     """Run what a result tells of, and say what is not the same.
 
     Raises:
@@ -213,8 +199,8 @@ def _check(
 
     if flags:
         raise ConfigError(
-            f"--check: got {' '.join(flags)} besides, expected no flags of lm-eval: all is run as "
-            "the result says"
+            f"--check: got {' '.join(flags)} besides, expected at most a model, --journal and "
+            "--quiet: all is run as the result says"
         )
     old = read_result(path)
     run = old.get("rfjax")
@@ -222,7 +208,7 @@ def _check(
         raise RequestError(f"{path}: expected a result that rfjax eval wrote with --output_path")
     quiet_arguments = {k: v for k, v in run["arguments"].items() if k not in _WRITING}
     run = {**run, "arguments": quiet_arguments, "model": given["model"] or run["model"]}
-    new = _run(run, journal_path)
+    new = _run(run, journal)
     found = compare_results(comparable(old), comparable(new.results))
     for difference in found:
         write(f"{difference.kind}: {difference}\n")

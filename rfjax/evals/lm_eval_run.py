@@ -19,9 +19,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 from rfjax.errors import ConfigError, RequestError
-from rfjax.evals.lm_eval_model import RfjaxLM
+from rfjax.evals.journal import Journal
+from rfjax.evals.lm_eval_model import OnProgress, RfjaxLM
 from rfjax.evals.local_tasks import LocalTask, load_local_task
+from rfjax.evals.provenance import provenance
 from rfjax.evals.task_file import is_task_file
+from rfjax.llm import LLM
 
 logger = logging.getLogger(__name__)
 
@@ -127,19 +130,54 @@ def set_up(arguments: Mapping[str, Any], *, bootstrap_iters: int = 100_000) -> L
     return LmEvalSetup(config, manager, tasks, json.loads(json.dumps(settings, default=str)))
 
 
-def run_lm_eval(lm: RfjaxLM, setup: LmEvalSetup, *, extra: Mapping[str, Any]) -> LmEvalRun:
+def evaluate(
+    llm: LLM,
+    setup: LmEvalSetup,
+    *,
+    max_length: int | None = None,
+    batch_invariant: bool = True,
+    journal: str | os.PathLike[str] | None = None,
+    on_progress: OnProgress | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> LmEvalRun:
     """Evaluates tasks with lm-eval, and writes what it writes where `output_path` says.
 
     Args:
-        lm: the model.
+        llm: the model.
         setup: what `set_up` gave.
-        extra: what else stands in the results, such as their provenance. An entry `n_truncated`
-            is added: by task, the documents of which something did not fit in the context.
+        max_length, batch_invariant, on_progress: as of `RfjaxLM`.
+        journal: a file that results are kept in as they come: after an interruption the same call
+            goes on where it stopped.
+        extra: what else stands in the results under "rfjax".
+
+    Returns:
+        lm-eval's results, to which are added `n_truncated` (by task, the documents of which
+        something did not fit in the context), `provenance` and `rfjax`.
 
     Raises:
-        RequestError: a task's data are not to be had, or as the model's methods.
+        RequestError: a task's data are not to be had, the journal is another model's, or as the
+            model's methods.
         OSError: the results could not be written.
     """
+    about = provenance(llm.model, {"batch_invariant": batch_invariant}, packages=["lm-eval"])
+    with contextlib.ExitStack() as stack:
+        lm = RfjaxLM(
+            llm,
+            max_length=max_length,
+            batch_invariant=batch_invariant,
+            journal=stack.enter_context(Journal.open(journal, about)) if journal else None,
+            on_progress=on_progress,
+        )
+        settings = {
+            "batch_invariant": batch_invariant,
+            "max_length": lm.max_length,
+            "lm_eval": setup.settings,
+        }
+        added = {"provenance": {**about, "settings": settings}, "rfjax": dict(extra or {})}
+        return _evaluated(lm, setup, added)
+
+
+def _evaluated(lm: RfjaxLM, setup: LmEvalSetup, added: Mapping[str, Any]) -> LmEvalRun:
     config = setup.config
     tracker = EvaluationTracker(output_path=config.output_path)
     requests = config.cache_requests
@@ -169,8 +207,8 @@ def run_lm_eval(lm: RfjaxLM, setup: LmEvalSetup, *, extra: Mapping[str, Any]) ->
     with _by_itself():
         try:
             # Typed as what its decorator returns, which is another function.
-            evaluate: Any = simple_evaluate
-            results: dict[str, Any] = evaluate(
+            run: Any = simple_evaluate
+            results: dict[str, Any] = run(
                 model=lm, model_args=named, tasks=list(setup.tasks), **chosen
             )
         except (ConnectionError, FileNotFoundError) as error:
@@ -180,7 +218,7 @@ def run_lm_eval(lm: RfjaxLM, setup: LmEvalSetup, *, extra: Mapping[str, Any]) ->
             ) from error
     samples = results.pop("samples", None)
     results["n_truncated"] = {task: lm.n_truncated.get(task, 0) for task in results["configs"]}
-    results.update(extra)
+    results.update(added)
     tables = [make_table(results)]
     if "groups" in results:
         tables.append(make_table(results, "groups"))
