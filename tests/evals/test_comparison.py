@@ -56,6 +56,11 @@ def files():
     )
 
 
+@pytest.fixture(scope="module")
+def figure(files):
+    return draw_comparison(files, "A & B")
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=8))
 def test_the_front_is_what_nothing_beats(costs):
@@ -91,8 +96,7 @@ def test_names_are_what_tells_files_apart(names, expected):
     assert short_names([Path(name) for name in names]) == expected
 
 
-def test_no_label_covers_another(files):
-    figure = draw_comparison(files, "a title")
+def test_no_label_covers_another(files, figure):
     large = figure.axes[0]
     figure.draw_without_rendering()
     shown = [text for text in large.texts if text.get_text()]
@@ -150,8 +154,8 @@ class _Page(html.parser.HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_page_has_everything_in_it(files):
-    svg = as_bytes(draw_comparison(files, "A & B"), "svg")
+def test_the_page_has_everything_in_it(files, figure):
+    svg = as_bytes(figure, "svg")
     text = comparison_page(files, "A & B", "measured <somehow>", svg)
     page = _Page()
     page.feed(text)
