@@ -29,3 +29,6 @@ disable_tqdm  # lm-eval passes these two, and reads the third, by name
 dataset_kwargs
 dataset
 download  # lm-eval calls it of a task
+handle_starttag  # html.parser calls these three
+handle_endtag
+handle_data
