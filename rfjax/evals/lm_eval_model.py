@@ -5,28 +5,24 @@ names of special tokens in a text are these tokens, BOS is added where the vocab
 the text does not begin with it, and what is too long loses its beginning.
 """
 
-import dataclasses
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
+from lm_eval.api.registry import model_registry
 from lm_eval.models.utils import (
-    handle_stop_sequences,
     has_bos_prefix,
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from rfjax.engine.sampling_params import SamplingParams
 from rfjax.errors import ConfigError, ModelFormatError, RequestError
 from rfjax.evals.journal import Journal
+from rfjax.evals.lm_eval_generation import Generation, generation
 from rfjax.evals.loglikelihood import loglikelihood
 from rfjax.llm import LLM
 from rfjax.tokenizer import Tokenizer
@@ -35,24 +31,8 @@ from rfjax.tokenizer.families import FAMILIES
 logger = logging.getLogger(__name__)
 
 _GENERATED_AT_ONCE = 256  # as often the journal gets what is done
-_SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "typical_p"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-"""Settings of Hugging Face's `generate` that say what is done anyway."""
-
 OnProgress = Callable[[str, int, int], None]
 """Called with what is going on, and how many of how many are done."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Generation:
-    prompt: tuple[int, ...]
-    n_cut: int  # tokens at the prompt's beginning that do not fit
-    params: SamplingParams
-    until: tuple[str, ...]
-    key: str
 
 
 class RfjaxLM(TemplateLM):
@@ -342,48 +322,17 @@ class RfjaxLM(TemplateLM):
     def _known(self, key: str) -> str | None:
         return None if self._journal is None else self._journal.get(key)
 
-    def _generation(self, index: int, request: Instance, room: int) -> _Generation:
+    def _generation(self, index: int, request: Instance, room: int) -> Generation:
         context, given = _arguments(request)
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
         end = self._words.eos_id
-        until = handle_stop_sequences(
-            settings.pop("until"), None if end is None else self._words.id_to_piece(end)
+        return generation(
+            self.tok_encode(context) or [self.prefix_token_id],
+            normalize_gen_kwargs(given, self.max_gen_toks),
+            end=None if end is None else self._words.id_to_piece(end),
+            room=room,
+            seed=(self._seed + index) % 2**32,
+            name=_named(request),
         )
-        until = tuple(text for text in until if text)
-        n_tokens = settings.pop("max_gen_toks")
-        if n_tokens >= room:
-            raise RequestError(
-                f"{_named(request)}: got {n_tokens} tokens to generate, and prompt and output "
-                f"together have room for {room}: lower it, such as with --gen_kwargs "
-                f"max_gen_toks={max(1, room // 2)}"
-            )
-        whole = self.tok_encode(context) or [self.prefix_token_id]
-        prompt = whole[-(room - n_tokens) :]
-        params = SamplingParams(
-            max_tokens=n_tokens, stop=until, **self._sampling(settings, index, request)
-        )
-        described = [prompt, dataclasses.asdict(params)]
-        key = hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
-        n_cut = len(whole) - len(prompt)
-        return _Generation(tuple(prompt), n_cut, params, until, f"generation {key}")
-
-    def _sampling(
-        self, settings: dict[str, Any], index: int, request: Instance
-    ) -> Mapping[str, Any]:
-        """What of a task's settings says how tokens are chosen."""
-        sampling = {name: settings.pop(name) for name in _SAMPLING if name in settings}
-        sampling.setdefault("temperature", 0.0)
-        if not settings.pop("do_sample"):
-            sampling["temperature"] = 0.0
-        unknown = [name for name, value in settings.items() if _NEUTRAL.get(name) != value]
-        if unknown:
-            raise RequestError(
-                f"{_named(request)}: got the generation settings {', '.join(unknown)}, expected "
-                f"of until, max_gen_toks, do_sample, {', '.join(_SAMPLING)}"
-            )
-        if sampling["temperature"]:
-            sampling["seed"] = (self._seed + index) % 2**32
-        return sampling
 
     def _text(self, ids: Sequence[int], until: tuple[str, ...]) -> str:
         """As `transformers` decodes what it generated: the first word's space is dropped."""
@@ -402,7 +351,8 @@ class RfjaxLM(TemplateLM):
             )
 
 
-register_model("rfjax")(RfjaxLM)  # not as a decorator, which makes any LM of its type
+if "rfjax" not in model_registry:  # a release that reads entry points has it already
+    model_registry.register("rfjax", target=RfjaxLM)
 
 
 def _arguments(request: Instance) -> tuple[Any, ...]:
