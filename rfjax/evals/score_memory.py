@@ -20,9 +20,8 @@ _SHARE_OF_CPU = 0.25
 _SHARE_OF_DEVICE = 0.8
 """Of the free memory, for the cache."""
 
-_LEAST_PAGES = 32
-"""Fewer would only be another program to compile; on the CPU, where that is quick and memory slow
-to be made. Elsewhere there is one number of pages."""
+_LEAST_BYTES = 1 << 25
+"""Of pages on the CPU (or half as many): fewer would only be another program to compile."""
 
 
 def pages_for(
@@ -61,8 +60,8 @@ def pages_for(
         most = max(longest, 1 << (most.bit_length() - 1))  # also where a little less is free
     if devices[0].platform != "cpu":
         return most
-    n_pages = _LEAST_PAGES
-    while n_pages < sum(needed):
+    n_pages = 1 << max(5, (_LEAST_BYTES // of_page).bit_length() - 1)
+    while n_pages < sum(needed):  # memory is slow to be made here, and programs quick
         n_pages *= 4
     return min(most, n_pages)
 

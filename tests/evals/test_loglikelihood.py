@@ -31,7 +31,7 @@ def llm():
 
 @pytest.fixture(scope="module")
 def scorer(llm):
-    return Scorer(llm.model, step_tokens=256)
+    return Scorer(llm.model, step_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_long_contexts_lose_their_beginning(llm, scorer, caplog):
 
 def test_a_text_is_scored_in_windows(llm, reference):
     config = dataclasses.replace(llm.config, context_length=24)
-    scorer = Scorer(dataclasses.replace(llm.model, config=config), step_tokens=256)
+    scorer = Scorer(dataclasses.replace(llm.model, config=config), step_tokens=64)
     text = "First Citizen:\nBefore we proceed any further, hear me speak. " * 4
     ids = llm.tokenizer.encode(text, add_special_tokens=False)
     (found,) = loglikelihood_rolling(scorer, llm.tokenizer, [text])

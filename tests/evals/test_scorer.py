@@ -21,7 +21,7 @@ def model(tiny_llama_path):
 
 @pytest.fixture(scope="module")
 def scorer(model):
-    return Scorer(model, step_tokens=256)
+    return Scorer(model, step_tokens=64)  # small steps: one number of rows each, few programs
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +80,26 @@ def test_steps_of_fixed_shape_have_the_same_bits_in_bfloat16(tiny_llama_path, wa
     """Where bits may depend on the shape of a step, every step has the same."""
     model = rfjax.load(tiny_llama_path, dtype="bfloat16")
     scorer = Scorer(model, step_tokens=256)
-    chosen = wanted[:20]
+    chosen = [one for one in wanted if one.n_inputs <= 16]
     together = scorer.score(chosen)
-    for index in (0, 7, 19):
+    for index in (0, 2, len(chosen) - 1):
         assert same_bits(scorer.score([chosen[index]])[0], together[index])
 
 
 def test_scores_do_not_depend_on_the_room_for_pages(model, wanted, scores):
-    few = Scorer(model, step_tokens=256, cache_tokens=256)
-    for got, expected in zip(few.score(wanted), scores, strict=True):
+    few = Scorer(model, step_tokens=64, cache_tokens=256)
+    for got, expected in zip(few.score(wanted[12:24]), scores[12:24], strict=True):
         assert same_bits(got, expected)
 
 
 @pytest.mark.parametrize("data, model_axis", [(8, 1), (4, 2)])
 def test_eight_devices_score_as_one(tiny_llama_path, wanted, scores, data, model_axis):
     mesh = make_mesh(data=data, model=model_axis)
-    spread = Scorer(rfjax.load(tiny_llama_path, mesh=mesh), step_tokens=512)
-    for got, expected in zip(spread.score(wanted), scores, strict=True):
+    spread = Scorer(rfjax.load(tiny_llama_path, mesh=mesh), step_tokens=128)
+    short = [i for i, one in enumerate(wanted) if one.n_inputs <= 16]  # few programs
+    for got, expected in zip(
+        spread.score([wanted[i] for i in short]), (scores[i] for i in short), strict=True
+    ):
         np.testing.assert_allclose(got.logprobs, expected.logprobs, atol=2e-6, rtol=2e-6)
 
 
