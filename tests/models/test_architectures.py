@@ -66,7 +66,7 @@ def test_a_mechanism_of_its_own_shows(name, what, tmp_path):
     model = load(golden.write(tmp_path / "model.gguf"), context=golden.context)
     mutate = mechanisms(model.params, model.config)[what]
     params, config = mutate(model.params, model.config)
-    mutated = np.asarray(run(params, golden.tokens(), config=config))[KEPT]
+    mutated = np.asarray(forward(params, golden.tokens(), config=config))[KEPT]
     assert nmse(mutated, stored(name)["logits"]) > 1e-4
 
 
