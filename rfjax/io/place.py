@@ -5,10 +5,12 @@ compiled function writes its planes into those of the whole tensor. Over a mesh 
 the bytes of its own share only.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+import mmap
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -36,6 +38,12 @@ _DECODED_AT_A_TIME = 1 << 18
 
 _ALIGNMENT = 64
 """The CPU's devices take host memory that starts at a multiple of it without a copy."""
+
+
+_MAPPED_FROM = 1 << 20
+"""Bytes from which host memory is mapped by itself, and given back as soon as it is not used. What
+several threads allocate and free of such sizes the C library keeps: layers that come and go took
+twice the memory."""
 
 
 def place(storage: Storage, raws: Sequence[np.ndarray]) -> jax.Array | QTensor:
@@ -117,9 +125,15 @@ def _decode(storage: Storage, raws: Sequence[np.ndarray], plane: Plane) -> np.nd
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Memory that a device of the CPU can take over as it is."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    if size < _MAPPED_FROM:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        return memory[start : start + size].view(dtype).reshape(shape)
+    mapped = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; NumPy asks for the same
+        with contextlib.suppress(OSError):  # of a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, dtype).reshape(shape)
 
 
 def _build(storage: Storage, raws: Sequence[np.ndarray]) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """Packed loading: every type on the device in the file's own bytes, whole or in pieces."""
 
 import gc
+import mmap
 
 import jax
 import jax.numpy as jnp
@@ -165,3 +166,16 @@ def test_an_unknown_kind_of_weights_is_refused(tmp_path):
     path = save_typed(tmp_path / "m.gguf", WIDE, [GGMLType.F32])
     with pytest.raises(ConfigError, match="weights: got 'raw', expected one of packed, deq"):
         load(path, weights="raw")
+
+
+@pytest.mark.parametrize("rows", [3, 1 << 16])
+def test_host_memory_is_aligned_and_that_of_large_arrays_their_own(rows):
+    """A mapping goes back to the system with its array, whichever thread made it."""
+    held = place_module._empty((rows, 5), np.dtype(np.float32))
+    assert held.shape == (rows, 5) and held.flags.writeable and held.flags.c_contiguous
+    assert held.ctypes.data % 64 == 0
+    owner = held
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    mapped = owner.obj if isinstance(owner, memoryview) else owner
+    assert isinstance(mapped, mmap.mmap) is (held.nbytes >= 1 << 20)
