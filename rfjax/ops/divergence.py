@@ -72,7 +72,8 @@ def head_divergences(
 ) -> tuple[TokenDivergences, ...]:
     """Every model beside the base, for T tokens; the base's logits are computed once.
 
-    Runs over chunks of rows: no more than a few rows of logits are held at a time.
+    Runs over chunks of rows: no more than a few rows of logits are held at a time, for gradients
+    too, which compute them once more.
 
     Args:
         base: output projection of the base.
@@ -102,7 +103,10 @@ def head_divergences(
             for head, h in zip(heads, of_models, strict=True)
         )
 
-    found = jax.lax.map(one, (cut(base_hidden), tuple(map(cut, hidden)), cut(targets)))
+    found = jax.lax.map(
+        jax.checkpoint(one, prevent_cse=False),
+        (cut(base_hidden), tuple(map(cut, hidden)), cut(targets)),
+    )
     return jax.tree.map(lambda values: values.reshape(-1)[:n_tokens], found)
 
 

@@ -58,7 +58,8 @@ def token_scores(
         likeliest = jnp.argmax(logits, axis=-1).astype(wanted.dtype)
         return TokenScores(of_tokens(logits, wanted, normalizer(logits)), likeliest == wanted)
 
-    scores = jax.lax.map(one, (hidden, targets))
+    # Gradients compute a chunk's logits once more, so that they are not all kept.
+    scores = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (hidden, targets))
     return TokenScores(*(values.reshape(-1)[:n_tokens] for values in scores))
 
 
