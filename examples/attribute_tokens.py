@@ -39,10 +39,12 @@ def main(path: str | pathlib.Path = BUNDLED, weights: str = "packed") -> np.ndar
     (value, (best, embedded)), slopes = gradient(still, model.params, tokens)
     scores = np.asarray((embedded * slopes).sum(axis=-1))
 
-    print(f"log p({tokenizer.decode([int(best)])!r}) = {float(value):.3f}, because of")
-    for token, score in zip(tokens.tolist(), scores, strict=True):
+    pieces = tokenizer.stream(continuation=True)  # keeps the blanks of single tokens
+    texts = [pieces.push(token) for token in [*tokens.tolist(), int(best)]]
+    print(f"log p({texts[-1]!r}) = {float(value):.3f}, because of")
+    for text, score in zip(texts, scores, strict=False):
         bar = "#" * round(30 * abs(score) / np.abs(scores).max())
-        print(f"{tokenizer.decode([token])!r:>12} {score:+7.3f} {bar}")
+        print(f"{text!r:>12} {score:+7.3f} {bar}")
     return scores
 
 

@@ -41,7 +41,7 @@ def main(page="kld_heat_map.html", base=MODELS / "shakespeare.gguf", quant=None,
     compare = jax.jit(divergences, static_argnames=("first", "base_config", "config"))
     rows, static = np.asarray([ids], np.int32), {"base_config": model.config, "config": config}
     kld = np.asarray(compare(model.params, params, rows, first=0, **static).kld[0])
-    words = [model.tokenizer.decode([token]) for token in ids[1:]]
+    words = list(map(model.tokenizer.stream(continuation=True).push, ids[1:]))  # with blanks
     spans = [
         f'<span style="background:rgb(100% 20% 20% / {share:.0%})" title="{value:.4f} nats">'
         f"{html.escape(word)}</span>"

@@ -31,13 +31,14 @@ def main(path: str | pathlib.Path = BUNDLED) -> dict[str, float]:
     run = functools.partial(rfjax.forward, config=config)
     logits, activations = jax.jit(functools.partial(run, taps=streams))(model.params, tokens)
     choice = int(logits[-1].argmax())
-    print(f"{text.splitlines()[-1]} -> {tokenizer.decode([choice])!r}")
+    spelled = lambda token: tokenizer.stream(continuation=True).push(int(token))  # noqa: E731
+    print(f"{text.splitlines()[-1]} -> {spelled(choice)!r}")
     found = {}
     for name in streams:
         hidden = normalized(activations[name][-1:], model.params.output_norm, config)
         chances = jax.nn.softmax(project(model.params, hidden, config=config)[0])
         found[name] = float(chances[choice])
-        best = [tokenizer.decode([int(i)]) for i in jax.lax.top_k(chances, 3)[1]]
+        best = [spelled(i) for i in jax.lax.top_k(chances, 3)[1]]
         print(f"{name:>30}: {found[name]:6.1%}, best {best}")
 
     parts = [f"blk.{i}.{part}" for i in range(n_layers) for part in ("attn_output", "ffn")]
