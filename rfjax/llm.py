@@ -356,7 +356,7 @@ class LLM:
             CapacityError: the cache does not fit in the free memory.
         """
         scorer = self.scorer(batch_invariant=batch_invariant)
-        with self._journal(journal, batch_invariant) as kept, _bar(progress) as tell:
+        with self._journal(journal, scorer) as kept, _bar(progress) as tell:
             return loglikelihood(scorer, self.tokenizer, requests, journal=kept, on_progress=tell)
 
     def loglikelihood_rolling(
@@ -377,17 +377,17 @@ class LLM:
             RequestError, UnsupportedError, CapacityError: as `loglikelihood`.
         """
         scorer = self.scorer(batch_invariant=batch_invariant)
-        with self._journal(journal, batch_invariant) as kept, _bar(progress) as tell:
+        with self._journal(journal, scorer) as kept, _bar(progress) as tell:
             return loglikelihood_rolling(
                 scorer, self.tokenizer, _as_list(texts), journal=kept, on_progress=tell
             )
 
     def _journal(
-        self, path: str | os.PathLike[str] | None, batch_invariant: bool
+        self, path: str | os.PathLike[str] | None, scorer: Scorer
     ) -> contextlib.AbstractContextManager[Journal | None]:
         if path is None:
             return contextlib.nullcontext()
-        about = provenance(self._model, {"batch_invariant": batch_invariant})
+        about = provenance(self._model, scorer.settings)
         return Journal.open(path, about)
 
     def _need_tokenizer(self) -> Tokenizer:

@@ -7,6 +7,7 @@ Source: `TemplateLM` and `lm_eval.utils` of lm-evaluation-harness 0.4.
 """
 
 import logging
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def loglikelihood(
         RequestError: what is neither text nor ids, text without a tokenizer, a continuation
             without tokens or longer than the model's context.
     """
-    wanted = [_continuation(scorer, tokenizer, i, *request) for i, request in enumerate(requests)]
+    wanted = [_continuation(scorer, tokenizer, i, request) for i, request in enumerate(requests)]
     cut = sum(one.n_cut > 0 for one in wanted)
     if cut:
         logger.warning("%d of %d contexts do not fit and lose their beginning", cut, len(wanted))
@@ -136,7 +137,8 @@ def prefix_token(tokenizer: Tokenizer | None) -> int:
         found = tokenizer.eos_id
     if found is None:
         raise RequestError(
-            "the model names no token to begin a text with: give a context of at least one token"
+            "the model names no token to begin a text with: give continuations a context of at "
+            "least one token; whole texts cannot be scored"
         )
     return found
 
@@ -174,9 +176,14 @@ class _Wanted(NamedTuple):
 
 
 def _continuation(
-    scorer: Scorer, tokenizer: Tokenizer | None, index: int, context: Text, continuation: Text
+    scorer: Scorer, tokenizer: Tokenizer | None, index: int, request: tuple[Text, Text]
 ) -> _Wanted:
     name = f"request {index}"
+    if not isinstance(request, tuple | list) or len(request) != 2:
+        raise RequestError(
+            f"{name}: got {reprlib.repr(request)}, expected a pair of context and continuation"
+        )
+    context, continuation = request
     before, tokens = encode_pair(tokenizer, context, continuation, name)
     most = scorer.max_inputs
     if not 1 <= len(tokens) <= most:

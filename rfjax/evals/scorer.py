@@ -35,6 +35,9 @@ _STEP_TOKENS_ON_CPU = 1024
 _LEAST_TABLE = 2048 // PAGE_SIZE
 """Least width of a page table: longer sequences need other programs."""
 
+_FIXED_TABLE = (1 << 17) // PAGE_SIZE
+"""Width of a page table where shapes are fixed, if the model's context is not shorter."""
+
 _UNDER_WAY = 2
 """Steps dispatched before the first of them is waited for."""
 
@@ -90,11 +93,17 @@ class Scorer:
         if cache_tokens is not None and cache_tokens < PAGE_SIZE:
             raise RequestError(f"cache_tokens: got {cache_tokens}, expected at least {PAGE_SIZE}")
         self._model = model
+        self._batch_invariant = batch_invariant
         self._step_tokens = step_tokens
         self._cache_tokens = cache_tokens
         self._fixed = batch_invariant and not (on_cpu and config.dtype == "float32")
         self._compiles_ahead = not on_cpu and n_processors() > 1
         self._steps = score_steps(has_packed(model.params), model.mesh)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on besides the model, for a result's provenance."""
+        return {"batch_invariant": self._batch_invariant, "step_tokens": self._step_tokens}
 
     @property
     def max_inputs(self) -> int:
@@ -171,8 +180,7 @@ class Scorer:
         """Pieces that score, with log-probabilities and greediness [B, L] of their rows."""
         model = self._model
         n_pages = pages_for(continuations, model, self._step_tokens, self._cache_tokens)
-        longest = max(-(-one.n_inputs // PAGE_SIZE) for one in continuations)
-        width = round_up_power_of_two(longest, _LEAST_TABLE)
+        width = self._table_width(max(one.n_inputs for one in continuations))
         cache = empty_cache(model, n_pages + 1)
         compiling = UnderWay()
         under_way: collections.deque = collections.deque()
@@ -197,6 +205,12 @@ class Scorer:
                     yield _read(*under_way.popleft())
         while under_way:
             yield _read(*under_way.popleft())
+
+    def _table_width(self, longest: int) -> int:
+        """Pages of a table for sequences of up to so many tokens."""
+        least = min(-(-self.max_inputs // PAGE_SIZE), _FIXED_TABLE) if self._fixed else _LEAST_TABLE
+        needed = -(-longest // PAGE_SIZE)
+        return least if needed <= least else round_up_power_of_two(needed)
 
     def _programs(
         self, steps: Sequence["_Step"], cache: PagedCache, width: int

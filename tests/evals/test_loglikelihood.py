@@ -176,6 +176,8 @@ def test_the_class_keeps_a_journal_of_its_model(llm, tiny_llama_path, tmp_path):
         (("text", ""), "request 1: got a continuation of 0 tokens"),
         (([5], [5] * 2000), "request 1: got a continuation of 2000 tokens"),
         ((5, [6]), "token ids"),
+        ("ab", "request 1: got 'ab', expected a pair of context and continuation"),
+        (("a", "b", "c"), "request 1: got"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(llm, scorer, request_, message):
