@@ -101,3 +101,15 @@ def test_logits_of_narrow_activations_are_not_rounded():
     expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(32), targets]
     got = token_nll(hidden, weight, None, jnp.asarray(targets, jnp.int32))
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_gradients_hold_logits_of_a_few_rows_as_well():
+    n_tokens, vocab = 8192, 16384
+    shapes = (
+        jax.ShapeDtypeStruct((n_tokens, 8), jnp.float32),
+        jax.ShapeDtypeStruct((vocab, 8), jnp.float32),
+        jax.ShapeDtypeStruct((n_tokens,), jnp.int32),
+    )
+    gradient = jax.grad(lambda h, w, t: jnp.sum(token_nll(h, w, None, t)))
+    held = jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    assert held < n_tokens * vocab * 4 // 2  # with all of them it was several times that
