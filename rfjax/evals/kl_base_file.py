@@ -7,7 +7,6 @@ scored tokens, uint16 [n_ctx - 1 - n_ctx / 2, width], see `rfjax.ops.logprob_cod
 
 import contextlib
 import dataclasses
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from rfjax.errors import ModelFormatError, RequestError
+from rfjax.user_files import replaceable
 
 _MAGIC = b"_logits_"
 _SIZES = np.dtype("<i4")
@@ -167,17 +167,16 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
     """A writer of a file that is there when all chunks are, and not before.
 
     Until then what is written has another name beside it, and goes away when anything is raised
-    inside.
+    inside. Links are followed; what is no regular file is refused.
 
     Raises:
         RequestError: the file cannot be written there, or the disk has no room for it.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     with _as_request_error(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        free = shutil.disk_usage(path.parent).free
+        target = replaceable(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+        free = shutil.disk_usage(target.parent).free
         if free < base.nbytes:
             raise RequestError(
                 f"{path}: needs {base.nbytes} bytes, and the disk has {free} left: give another "
@@ -194,7 +193,7 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
             with _as_request_error(path):
                 file.close()
         with _as_request_error(path):
-            partial.replace(path)
+            partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

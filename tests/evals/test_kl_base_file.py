@@ -1,5 +1,6 @@
 """The file of a base's probabilities: what is written is read, and what is wrong is refused."""
 
+import os
 import shutil
 import struct
 
@@ -119,6 +120,29 @@ def test_no_file_and_no_place_for_one(tmp_path, monkeypatch):
     with pytest.raises(RequestError, match=f"needs {base.nbytes} bytes"):
         write(tmp_path / "a.kld", base, codes)
     assert not list(tmp_path.iterdir())
+
+
+def test_links_are_followed(tmp_path):
+    base, codes = example()
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "link.kld", tmp_path / "far" / "a.kld"
+    link.symlink_to(target)
+    for _ in range(2):  # to nothing, then to a file
+        write(link, base, codes)
+        assert link.is_symlink() and not target.is_symlink()
+        np.testing.assert_array_equal(read(target)[1], codes)
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.kld", "far", "link.kld"]
+
+
+def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
+    base, codes = example()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(RequestError, match=f"{name}: cannot be written .not a regular file"):
+            write(tmp_path / name, base, codes)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 class Full:
