@@ -7,6 +7,8 @@ scored tokens, uint16 [n_ctx - 1 - n_ctx / 2, width], see `rfjax.ops.logprob_cod
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -167,7 +169,8 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
     """A writer of a file that is there when all chunks are, and not before.
 
     Until then what is written has another name beside it, and goes away when anything is raised
-    inside. Links are followed; what is no regular file is refused.
+    inside; what a process that was killed has left there goes away when the next one begins. Links
+    are followed; what is no regular file is refused.
 
     Raises:
         RequestError: the file cannot be written there, or the disk has no room for it.
@@ -175,6 +178,7 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
     path = Path(path)
     with _as_request_error(path):
         target = replaceable(path)
+        _remove_stale(target)
         partial = target.with_name(f".{target.name}.{os.getpid()}.part")
         free = shutil.disk_usage(target.parent).free
         if free < base.nbytes:
@@ -183,6 +187,7 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
                 "place, fewer chunks, or use `rfjax kld`, which needs no file"
             )
         file = partial.open("wb")
+        _lock(file)
     try:
         try:
             writer = KLBaseWriter(file, base, path)
@@ -196,6 +201,26 @@ def writing(path: str | os.PathLike[str], base: KLBase) -> Iterator[KLBaseWriter
             partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what processes that were killed have left of the same file."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError), partial.open("rb") as file:
+            if _lock(file):
+                partial.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the file is ours now; the system gives it up with the process, however that ends.
+
+    A lock and not the process' number, which means nothing on another machine of a shared disk.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody's, or the disk has no locks
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 import os
 import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,6 +145,31 @@ def test_what_is_no_regular_file_is_refused_and_stays(tmp_path):
             write(tmp_path / name, base, codes)
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    path = tmp_path / "a[1].kld"
+    base, codes = example()
+    begin = (
+        "import sys, numpy as np, rfjax.evals.kl_base_file as f; "
+        "base = f.KLBase(np.zeros((1, 7), np.int32), 5); "
+        "manager = f.writing(sys.argv[1], base); manager.__enter__(); "
+        "print('begun', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", begin, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"begun\n"
+            (left,) = tmp_path.iterdir()
+            write(path, base, codes)
+            assert left.exists()
+        finally:
+            process.kill()
+    path.unlink()
+    (tmp_path / ".a1.kld.1.part").touch()  # another file's
+    write(path, base, codes)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a1.kld.1.part", "a[1].kld"]
 
 
 class Full:
