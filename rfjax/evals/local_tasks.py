@@ -1,5 +1,7 @@
 """Task files as tasks of lm-eval, which need no network. Importing this imports lm-eval."""
 
+import collections
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +10,7 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from rfjax.errors import RequestError
 from rfjax.evals.task_file import (
     CHOICE,
     CONTINUATION,
@@ -82,6 +85,25 @@ class LocalTask(ConfigurableTask):
         """Take the documents that are there."""
         rows = datasets.Dataset.from_list(list(self.file.documents))
         self.dataset = datasets.DatasetDict({_SPLIT: rows})
+
+    def doc_to_target(self, doc: Mapping[str, Any], doc_to_target: Any = None) -> Any:
+        """What is expected; of generations without the white space around it, as their output."""
+        target = super().doc_to_target(doc, doc_to_target)
+        return target.strip() if GENERATION.output_type == self.OUTPUT_TYPE else target
+
+    def check_examples(self, number: int) -> None:
+        """Whether so many examples can stand before every document.
+
+        Raises:
+            RequestError: the file has fewer documents than that besides a document and its equals.
+        """
+        documents = [json.dumps(one) for one in self.file.documents]
+        _, n_equal = collections.Counter(documents).most_common(1)[0]
+        if number > (most := len(documents) - n_equal):
+            raise RequestError(
+                f"{self.file.path}: got --num_fewshot {number}, expected at most {most}: examples "
+                f"are of the file's {len(documents)} documents, and none stands before itself"
+            )
 
     def construct_requests(
         self, doc: dict[str, Any], ctx: str | list[str], **kwargs: Any

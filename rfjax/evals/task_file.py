@@ -52,12 +52,14 @@ class TaskFile:
     """A task that was read and checked.
 
     Attributes:
+        path: the file.
         name: the file's name without its suffix; spaces and the like became `_`.
         form: of all its documents.
         documents: the keys of the form; an `until` is a list. A form's optional keys are there.
         sha256: of the file.
     """
 
+    path: pathlib.Path
     name: str
     form: Form
     documents: tuple[dict[str, Any], ...]
@@ -97,7 +99,7 @@ def read_task_file(path: str | os.PathLike[str]) -> TaskFile:
     if form is None:
         raise RequestError(f"{path}: got no documents, expected at least one line. {_forms()}")
     name = _NAME.sub("_", path.name.rsplit(".", 1)[0]) or "task"
-    return TaskFile(name, form, tuple(documents), hashlib.sha256(data).hexdigest())
+    return TaskFile(path, name, form, tuple(documents), hashlib.sha256(data).hexdigest())
 
 
 def _values(path: pathlib.Path, data: bytes) -> Iterator[tuple[str, Any]]:
