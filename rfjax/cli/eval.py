@@ -17,8 +17,8 @@ from rfjax.progress import progress_bar
 if TYPE_CHECKING:
     from rfjax.evals.lm_eval_run import LmEvalRun
 
-_WRITING = ("output_path", "log_samples", "use_cache", "cache_requests")
-"""Of lm-eval's flags, those that write files or read results from them."""
+_WRITING = ("output_path", "log_samples")
+"""Of lm-eval's flags, those that write files."""
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of the command, for flags that are lm-eval's."""
@@ -148,7 +148,8 @@ def _run(run: Mapping[str, Any], journal: Path | None) -> "LmEvalRun":
     from rfjax.engine.config import EngineConfig
     from rfjax.evals.lm_eval_run import evaluate, set_up
 
-    setup = set_up(run["arguments"], bootstrap_iters=run["bootstrap_iters"])
+    with contextlib.redirect_stdout(sys.stderr):  # what lm-eval prints on its way is no result
+        setup = set_up(run["arguments"], bootstrap_iters=run["bootstrap_iters"])
     chosen = run["options"]
     llm = open_model(
         Path(run["model"]),
@@ -160,7 +161,6 @@ def _run(run: Mapping[str, Any], journal: Path | None) -> "LmEvalRun":
         kernels=options.Implementation(chosen["implementation"]).policy(),
         selfcheck=chosen["selfcheck"],
     )
-    # What lm-eval prints on its way is no result.
     with _progress() as on_progress, contextlib.redirect_stdout(sys.stderr):
         return evaluate(
             llm,

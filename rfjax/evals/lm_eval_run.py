@@ -39,6 +39,10 @@ _OURS = {
     "hf_hub_log_args": "upload the JSON that --output_path writes",
     "check_integrity": "it runs the tests of lm-eval itself",
     "show_config": "use --json, which has all configurations",
+    "use_cache": "it would give another model's answers as this one's: use --journal, which "
+    "notices other models",
+    "cache_requests": "it would give the prompts of an older task file of the same name, and "
+    "making them anew is cheap",
 }
 _UNUSED = ("batch_size", "max_batch_size")  # rows are packed by their sizes
 _FIGURES = (
@@ -110,13 +114,16 @@ def set_up(arguments: Mapping[str, Any], *, bootstrap_iters: int = 100_000) -> L
         bootstrap_iters: resamples for the errors that lm-eval bootstraps; 0 for no errors.
 
     Raises:
-        RequestError: no tasks, a damaged task file, or two tasks of one name.
-        ConfigError: a task that is not known, or arguments that contradict each other.
+        RequestError: no tasks, a damaged task file or one with too few documents for the examples,
+            or two tasks of one name.
+        ConfigError: a task that is not known, or arguments that make no sense or contradict each
+            other.
     """
     config = _configured(arguments)
     asked = [config.tasks] if isinstance(config.tasks, str) else config.tasks
     names = [name for part in asked for name in part.split(",") if name]
     local = [load_local_task(name) for name in dict.fromkeys(names) if is_task_file(name)]
+    _check_examples(config.num_fewshot, local)
     config.tasks = known = [name for name in names if not is_task_file(name)]
     manager = _found(config)
     tasks = (*local, *config.tasks)
@@ -180,13 +187,8 @@ def evaluate(
 def _evaluated(lm: RfjaxLM, setup: LmEvalSetup, added: Mapping[str, Any]) -> LmEvalRun:
     config = setup.config
     tracker = EvaluationTracker(output_path=config.output_path)
-    requests = config.cache_requests
     chosen = {
         "num_fewshot": config.num_fewshot,
-        "use_cache": config.use_cache,
-        "cache_requests": requests.get("cache_requests", False),
-        "rewrite_requests_cache": requests.get("rewrite_requests_cache", False),
-        "delete_requests_cache": requests.get("delete_requests_cache", False),
         "limit": config.limit,
         "samples": config.samples,
         "bootstrap_iters": setup.settings["bootstrap_iters"],
@@ -246,8 +248,10 @@ def _configured(arguments: Mapping[str, Any]) -> EvaluatorConfig:
         config = EvaluatorConfig.from_cli(argparse.Namespace(**{**arguments, "model": "rfjax"}))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError(f"lm-eval: {error}") from error
-    if config.model_args:
-        raise ConfigError(f"model_args of {config.config}: {_OURS['model_args']}")
+    # A configuration file, or whoever calls this, may say what flags may not.
+    for name in ("model_args", "use_cache", "cache_requests"):
+        if getattr(config, name):
+            raise ConfigError(f"{name} is not used with rfjax: {_OURS[name]}")
     return config
 
 
@@ -265,6 +269,13 @@ def _seeds(seeds: Any) -> dict[str, int | None]:
     """Of lm-eval's four generators; None leaves one as it is."""
     names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return dict(zip(names, seeds or (None,) * len(names), strict=True))
+
+
+def _check_examples(number: int | None, tasks: Sequence[LocalTask]) -> None:
+    if number is not None and number < 0:
+        raise ConfigError(f"num_fewshot: got {number}, expected at least 0")
+    for task in tasks:
+        task.check_examples(number or 0)
 
 
 def _check_names(tasks: Sequence[Any]) -> None:
