@@ -198,7 +198,9 @@ def _files(
             generation_rate=rates[path][1] if path in rates else None,
             is_base=path == base,
         )
-        for path, name, result in zip(paths, short_names(paths), compared.results, strict=True)
+        for path, name, result in zip(
+            paths, short_names(paths, base), compared.results, strict=True
+        )
     ]
 
 

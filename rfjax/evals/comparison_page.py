@@ -4,12 +4,12 @@ import html
 import string
 from collections.abc import Sequence
 
-from rfjax.evals.comparison import ComparedFile, Rate
+from rfjax.evals.comparison import ComparedFile, Rate, size_unit
 from rfjax.evals.kl_statistics import Uncertain
 
 _HEADERS = (
     ("file", "name of the file"),
-    ("size, MiB", "of the file, all parts"),
+    ("size", "of the file, all parts"),
     ("bits/weight", "mean over all tensors"),
     ("PPL", "perplexity and its standard error"),
     ("PPL above base, %", "relative to the base's; its error is that of the ratio"),
@@ -18,7 +18,7 @@ _HEADERS = (
     ("same top, %", "tokens where both find the same token most likely"),
     ("prompt, tokens/s", "of one prompt"),
     ("generation, tokens/s", "of one sequence"),
-    ("front", "no other file is smaller and nearer to the base"),
+    ("front", "no other file is at most as large and at most as far from the base"),
 )
 
 _PAGE = string.Template("""\
@@ -90,19 +90,21 @@ def comparison_page(files: Sequence[ComparedFile], title: str, notes: str, figur
         figure: the plot as SVG.
     """
     svg = figure.decode()
+    unit, letters = size_unit(files)
     return _PAGE.substitute(
         title=html.escape(title),
         notes=html.escape(notes),
         figure=svg[svg.index("<svg") :].strip(),
         headers="\n".join(
-            f'<th scope="col" title="{html.escape(hint)}"><button>{html.escape(name)}</button></th>'
+            f'<th scope="col" title="{html.escape(hint)}"><button>'
+            f"{html.escape(f'{name}, {letters}' if name == 'size' else name)}</button></th>"
             for name, hint in _HEADERS
         ),
-        rows="\n".join(map(_row, files)),
+        rows="\n".join(_row(file, unit) for file in files),
     )
 
 
-def _row(file: ComparedFile) -> str:
+def _row(file: ComparedFile, unit: int) -> str:
     summary = file.summary
     ratio = Uncertain(100 * (summary.ppl_ratio.value - 1), 100 * summary.ppl_ratio.error)
     same = Uncertain(100 * summary.same_top.value, 100 * summary.same_top.error)
@@ -110,7 +112,7 @@ def _row(file: ComparedFile) -> str:
     kind = "base" if file.is_base else "front" if file.on_front else "other"
     cells = (
         _cell(file.name, html.escape(name)),
-        _number(file.nbytes / 2**20, ".1f"),
+        _number(file.nbytes / unit, ".2f"),
         _number(file.bits_per_weight, ".2f"),
         _uncertain(summary.ppl, ".4f"),
         _uncertain(ratio, "+.2f"),

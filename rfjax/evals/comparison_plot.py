@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rfjax.errors import ConfigError
-from rfjax.evals.comparison import ComparedFile, Rate
+from rfjax.evals.comparison import ComparedFile, Rate, labels, shortened, size_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +24,12 @@ _STYLE = {
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
     "svg.hashsalt": "rfjax",
+    "text.parse_math": False,  # names of files, in which a dollar is a dollar
 }
-_AWAY = (8, 20, 34, 50)
+_LONGEST_NAME, _LONGEST_TITLE = 24, 120
+"""Characters that there is room for."""
+
+_AWAY = (8, 20, 34, 50, 75, 105, 140)
 _SIDES = ((1, 0.7), (1, -0.7), (-1, 0.7), (-1, -0.7), (0, 1.2), (0, -1.2))
 """Where a label may stand beside its point, the best first: points away, in these directions."""
 
@@ -40,17 +45,19 @@ def draw_comparison(files: Sequence[ComparedFile], title: str) -> Figure:
 
     Args:
         files: of `rfjax.evals.comparison.with_front`, the base among them.
-        title: what was measured, in a line.
+        title: what was measured, in a line. Long ones, and long names, lose their middle here.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
     matplotlib = need_matplotlib()
+    names = labels([file.name for file in files], _LONGEST_NAME)
+    files = [dataclasses.replace(f, name=name) for f, name in zip(files, names, strict=True)]
     with matplotlib.rc_context(_STYLE):
         figure = _new_figure()
         timed = all(f.prompt_rate and f.generation_rate for f in files)
         grid = figure.add_gridspec(2, 4 if timed else 3, height_ratios=(1, 1))
-        unit, letters = _unit(files)
+        unit, letters = size_unit(files)
         large = figure.add_subplot(grid[:, :2])
         _draw_divergence(large, files, unit, letters)
         _draw_perplexity(figure.add_subplot(grid[0 if timed else slice(None), 2:]), files)
@@ -59,7 +66,7 @@ def draw_comparison(files: Sequence[ComparedFile], title: str) -> Figure:
             _draw_rates(figure.add_subplot(grid[1, 2]), files, rates, "generation", names=True)
             rates = [f.prompt_rate for f in files]
             _draw_rates(figure.add_subplot(grid[1, 3]), files, rates, "prompt", names=False)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(shortened(title, _LONGEST_TITLE), fontsize=11)
         _label(figure, large, files, unit)
     return figure
 
@@ -99,12 +106,6 @@ def _new_figure() -> Figure:
     return figure
 
 
-def _unit(files: Sequence[ComparedFile]) -> tuple[int, str]:
-    """Bytes of the unit in which sizes are told."""
-    largest = max(file.nbytes for file in files)
-    return (1 << 30, "GiB") if largest >= 1 << 30 else (1 << 20, "MiB")
-
-
 def _colour(file: ComparedFile) -> str:
     if file.is_base:
         return _BASE
@@ -134,7 +135,7 @@ def _draw_divergence(axes: Axes, files: Sequence[ComparedFile], unit: int, lette
             )
     shown = [f for f in files if not f.is_base and f.summary.kld.value > 0]
     if not shown:
-        axes.text(0.5, 0.5, "nothing differs from the base", transform=axes.transAxes, ha="center")
+        axes.set_title("nothing differs from the base", fontsize=9)
         return
     axes.set_yscale("log")
     distances = [file.summary.kld.value for file in shown]
@@ -156,7 +157,9 @@ def _draw_divergence(axes: Axes, files: Sequence[ComparedFile], unit: int, lette
         )
     axes.margins(x=0.08)
     axes.set_ylim(min(distances) / 1.8, max(distances) * 1.8)
-    axes.set_title("lower left is better; green: no file is smaller and nearer", fontsize=9)
+    axes.set_title(
+        "lower left is better; green: no file is at most as large and as far", fontsize=9
+    )
 
 
 def _draw_perplexity(axes: Axes, files: Sequence[ComparedFile]) -> None:

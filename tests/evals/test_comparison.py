@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from rfjax.errors import ConfigError
 from rfjax.evals import comparison_plot
-from rfjax.evals.comparison import ComparedFile, Rate, most_exact, short_names, with_front
+from rfjax.evals.comparison import (
+    ComparedFile,
+    Rate,
+    labels,
+    most_exact,
+    short_names,
+    size_unit,
+    with_front,
+)
 from rfjax.evals.comparison_page import comparison_page
 from rfjax.evals.comparison_plot import as_bytes, draw_comparison
 from rfjax.evals.kl_statistics import KLStatistics
@@ -96,7 +104,34 @@ def test_names_are_what_tells_files_apart(names, expected):
     assert short_names([Path(name) for name in names]) == expected
 
 
-def test_no_label_covers_another(files, figure):
+def test_endings_that_all_share_go_too_and_the_base_has_no_say():
+    names = ["other-F16.gguf", "L-3.1-8B-Q4_K_M-imat.gguf", "L-3.1-8B-Q4_K_S-imat.gguf"]
+    paths = [Path(name) for name in names]
+    assert short_names(paths, paths[0]) == ["other-F16", "Q4_K_M", "Q4_K_S"]
+    same = [Path("x/y/a/m.gguf"), Path("x/y/b/m.gguf")]
+    assert short_names(same) == ["a/m.gguf", "b/m.gguf"]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.text("ab-.", min_size=1, max_size=8), min_size=1, max_size=6, unique=True))
+def test_names_stay_different(stems):
+    paths = [Path(f"m{stem}.gguf") for stem in stems]
+    for base in (None, paths[0]):
+        names = short_names(paths, base)
+        assert len(set(names)) == len(names) and all(names)
+    for label in labels([path.stem for path in paths], 6):
+        assert len(label) <= 6
+    assert len(set(labels([path.stem for path in paths], 6))) == len(paths)
+
+
+def test_sizes_have_a_unit_of_which_every_file_has_one():
+    for nbytes, expected in ((5 << 30, "GiB"), (1 << 20, "MiB"), (900 << 10, "KiB")):
+        file = dataclasses.replace(compared("m", 1, 0), nbytes=nbytes)
+        assert size_unit([file, dataclasses.replace(file, nbytes=10 << 30)])[1] == expected
+
+
+def check_labels(figure, files):
+    """No label covers another, and all are inside."""
     large = figure.axes[0]
     figure.draw_without_rendering()
     shown = [text for text in large.texts if text.get_text()]
@@ -110,6 +145,37 @@ def test_no_label_covers_another(files, figure):
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+def test_no_label_covers_another(files, figure):
+    check_labels(figure, files)
+
+
+def test_long_names_leave_room(tmp_path):
+    """Dollars are dollars; and what matplotlib warns of, as a layout without room, is an error."""
+    stems = [f"{'a-long-name-of-a-model' * 3}-$x^{i}$-{'and-more' * i}" for i in range(8)]
+    names = short_names([Path("base-of-another-beginning" * 3), *map(Path, stems)])
+    rates = {"prompt_rate": Rate(14000.0, 300.0), "generation_rate": Rate(71.5, 1.5)}
+    told = [compared(names[0], 160, 0, is_base=True, **rates)]
+    told += [
+        compared(name.ljust(80, "z"), 40 + 3 * i, 0.1 / (i + 1), **rates)
+        for i, name in enumerate(names[1:])
+    ]
+    told = with_front(told)
+    figure = draw_comparison(told, f"$a$ {'and others ' * 20} $")
+    check_labels(figure, told)
+    assert as_bytes(figure, "png").startswith(b"\x89PNG")
+    assert as_bytes(figure, "svg").startswith(b"<?xml")
+    for axes in figure.axes:
+        assert axes.get_window_extent().width > 100
+    assert figure.get_suptitle().startswith("$a$ and") and len(figure.get_suptitle()) == 120
+
+
+def test_a_base_alone_has_its_label_to_itself():
+    figure = draw_comparison([compared("m" * 80, 10, 0, is_base=True)], "title")
+    large = figure.axes[0]
+    assert large.get_title() == "nothing differs from the base"
+    assert len([text for text in large.texts if text.get_text()]) == 1
 
 
 def test_the_picture_is_the_same_every_time(files):
