@@ -198,6 +198,7 @@ class RfjaxLM(TemplateLM):
                     f"the continuation {'' if pair is None else pair[1]!r} has no tokens of its "
                     "own: the tokenizer joins it with the end of its context"
                 )
+            context = context or [self.prefix_token_id]  # white space alone, without BOS
             whole = (context + continuation)[-(self.max_length + 1) :]
             n = min(len(continuation), len(whole) - 1)
             windows.append((whole[:-n], whole[-n:]))

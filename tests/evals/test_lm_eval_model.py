@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from support.gguf_files import write_gguf
 from support.tiny_model import tiny_llama
 
 import rfjax
 from rfjax.errors import ConfigError, RequestError
 from rfjax.evals.journal import Journal
 from rfjax.evals.lm_eval_model import RfjaxLM
+from rfjax.evals.loglikelihood import rolling_windows
 
 pytestmark = pytest.mark.quick_compile
 
@@ -129,6 +134,53 @@ def test_likelihoods_are_those_of_the_hugging_face_backend(llm, lm, logprobs):
     assert lm.n_truncated == {"t": len(TOO_LONG)}
 
 
+@pytest.fixture(scope="module")
+def without_bos(tmp_path_factory):
+    """A model over bytes and one pair of them, without BOS."""
+
+    def write(path, metadata, tensors):
+        metadata = {k: v for k, v in metadata.items() if not k.endswith(("bos_token_id", "scores"))}
+        n = len(metadata["tokenizer.ggml.tokens"])
+        own = ["Ġ", "x", "y", "Ġx", "<eos>"]
+        return write_gguf(
+            path,
+            {
+                **metadata,
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": "gpt-2",
+                "tokenizer.ggml.tokens": own + [f"unused {i}" for i in range(n - len(own))],
+                "tokenizer.ggml.token_type": np.array([1, 1, 1, 1] + [3] * (n - 4), np.int32),
+                "tokenizer.ggml.merges": ["Ġ x"],
+                "tokenizer.ggml.eos_token_id": 4,
+                "tokenizer.ggml.unknown_token_id": 4,
+            },
+            tensors,
+        )
+
+    path = tmp_path_factory.mktemp("lm") / "bytes.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.tiny_model.write_gguf", write)
+        tiny_llama(path, n_layers=1, context_length=LENGTH, seed=3)
+    return RfjaxLM(rfjax.LLM(path, compilation_cache=False))
+
+
+@pytest.mark.parametrize("pair", [(" ", "x"), ("  ", "xy"), (" ", " xy x")])
+def test_white_space_alone_is_no_context(without_bos, pair):
+    """One token of a continuation is all there is of the first pair."""
+    lm = without_bos
+    assert lm.tok_encode("xy") == [1, 2]
+    assert lm.tok_encode(" x") == [3]
+    alone, told = lm.loglikelihood(instances("loglikelihood", [("", "".join(pair)), pair]))
+    assert told == alone
+    assert told[0] < 0
+
+
+def test_white_space_alone_is_no_context_where_bos_is_left_out(llm):
+    lm = RfjaxLM(llm, add_bos_token=False)
+    alone, told = lm.loglikelihood(instances("loglikelihood", [("", "  the"), (" ", " the")]))
+    assert told == alone
+
+
 def test_greedy_is_told_from_not_greedy(llm, lm, logprobs):
     likely = int(logprobs(encode(llm, "The cat"))[-1].argmax())
     windows = [(None, encode(llm, "The cat"), [token]) for token in (likely, likely - 1)]
@@ -143,6 +195,14 @@ def test_whole_texts_are_scored_in_windows(llm, lm, logprobs):
     expected = [rolling_reference(llm, logprobs, text) for text in texts]
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert lm.n_truncated == {}  # nothing is cut off
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=50), st.integers(1, 20))
+def test_the_windows_of_texts_are_those_of_rolling_likelihoods(ids, length):
+    theirs = map(make_disjoint_window, get_rolling_token_windows(ids, BOS, length, 1))
+    ours = [(one.context, one.tokens) for one in rolling_windows(ids, BOS, length)]
+    assert ours == [(tuple(context), tuple(tokens)) for context, tokens in theirs]
 
 
 def test_a_shorter_context_truncates_earlier(llm, logprobs):
