@@ -73,17 +73,22 @@ class Journal:
 
         Raises:
             RequestError: the journal is about something else (every entry that differs is named),
-                it is in use, one of its lines is damaged, or the file is no journal.
-            OSError: the file cannot be read or written.
+                it is in use, one of its lines is damaged, the file is no journal, or it cannot be
+                read or written.
         """
         path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: what is written is a line or nothing. Not truncated before it is locked.
-        file = open(path, "a+b", buffering=0)  # noqa: SIM115 (the journal closes it)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what is written is a line or nothing. Not truncated before it is locked.
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 (the journal closes it)
+        except OSError as error:
+            raise RequestError(
+                f"the journal {path} cannot be opened: {error.strerror}. Name a file that can be "
+                "written"
+            ) from error
         try:
             _lock(file, path)
-            file.seek(0)
-            data = file.read()
+            data = _content(file, path)
             whole = data[: data.rfind(b"\n") + 1]
             if not whole and not _is_beginning(data):
                 raise _refused(path, "it is no journal of rfjax")
@@ -113,7 +118,7 @@ class Journal:
 
         Raises:
             TypeError, ValueError: the value is None or cannot be written as JSON.
-            OSError: it cannot be written, such as on a full disk; the journal stays whole.
+            RequestError: it cannot be written, such as on a full disk; the journal stays whole.
         """
         if key in self._values:
             return
@@ -146,6 +151,17 @@ class Journal:
     def _append(self, record: Mapping[str, Any]) -> bytes:
         """Write a record as one line, whole or not at all."""
         line = json.dumps(record).encode() + b"\n"
+        try:
+            self._put(line)
+        except OSError as error:
+            raise RequestError(
+                f"the journal {self.path} cannot be written: {error.strerror}. It keeps the "
+                f"{len(self)} results before: once there is room, the same command or call goes on "
+                "from there"
+            ) from error
+        return line
+
+    def _put(self, line: bytes) -> None:
         end = self._file.seek(0, os.SEEK_END)
         rest = memoryview(line)
         try:
@@ -154,7 +170,14 @@ class Journal:
         except BaseException:
             self._file.truncate(end)
             raise
-        return line
+
+
+def _content(file: io.FileIO, path: pathlib.Path) -> bytes:
+    try:
+        file.seek(0)
+        return file.read()
+    except OSError as error:
+        raise RequestError(f"the journal {path} cannot be read: {error.strerror}") from error
 
 
 def _lock(file: io.FileIO, path: pathlib.Path) -> None:

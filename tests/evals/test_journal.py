@@ -154,10 +154,18 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
     before = written(path, {"a": 1})
     with FullDisk(path, "a+b") as file:
         journal = Journal(path, file, {})
-        with pytest.raises(OSError, match="No space left"):
+        expected = rf"{path} cannot be written: No space left .* 0 results before: .* goes on"
+        with pytest.raises(RequestError, match=expected):
             journal.add("b", 2)
         assert "b" not in journal
     assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "journal.jsonl"):
+        with pytest.raises(RequestError, match=rf"the journal {path} cannot be opened: "):
+            Journal.open(path, ABOUT)
 
 
 _OPEN = """
