@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pathlib
 import sys
 import types
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from support.command_line import loading_once, runner
 
+from rfjax.cli.choice_tasks import TaskSettings
 from rfjax.cli.running import running_output
 from rfjax.evals import kl_report
 from rfjax.evals.kl_base_file import KLBase, writing
@@ -187,13 +189,15 @@ def test_tasks_are_handed_on(run, tiny_llama_path, monkeypatch, flags, call):
     calls = []
 
     def recorder(name):
-        return lambda llm, path, n, **rest: calls.append(((name, str(path), n), rest))
+        return lambda load, path, n, settings: calls.append(((name, str(path), n), settings))
 
     names = ("run_hellaswag", "run_winogrande", "run_multiple_choice")
-    module = types.SimpleNamespace(**{name: recorder(name) for name in names})
+    recorders = {name: recorder(name) for name in names}
+    module = types.SimpleNamespace(TaskSettings=TaskSettings, **recorders)
     monkeypatch.setitem(sys.modules, "rfjax.cli.choice_tasks", module)
-    assert run("perplexity", tiny_llama_path, *flags, "-c", "99", "-q")[0] == 0
-    assert calls == [(call, {"n_ctx": 99, "json": False, "quiet": True})]
+    flags = (*flags, "-c", "99", "-q", "--journal", "j")
+    assert run("perplexity", tiny_llama_path, *flags)[0] == 0
+    assert calls == [(call, TaskSettings(99, False, True, pathlib.Path("j")))]
 
 
 def refusals(folder):
@@ -209,6 +213,7 @@ def refusals(folder):
         (("--kl-divergence", *base), "not a file that --kl-divergence-base wrote"),
         ((*text, "--hellaswag", "--winogrande"), "--hellaswag and --winogrande: each measures"),
         ((*text, *base, "--ppl-stride", "9"), "--ppl-stride and --kl-divergence-base without"),
+        ((*text, *base, "--journal", "j"), "--journal j: there is none with --kl-divergence-base"),
         ((*text, "--ppl-stride", "-9"), "stride: got -9"),
         ((*text, *base, "-c", "64"), "needs at least 128"),
         ((*text, "-c", "0"), "n_ctx: got 0"),

@@ -11,17 +11,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rfjax.cli.files import read_text
+from rfjax.cli.journal import opened_journal
 from rfjax.cli.output import note, write, write_json
 from rfjax.cli.running import running_output
 from rfjax.errors import RequestError
 
 if TYPE_CHECKING:
-    from rfjax.evals.choice_task import ChoiceOutcome, OnTask
+    from rfjax.evals.choice_task import ChoiceOutcome
     from rfjax.evals.hellaswag import HellaSwagResult
     from rfjax.evals.multiple_choice import MultipleChoiceResult
     from rfjax.evals.winogrande import WinoGrandeResult
@@ -36,8 +37,25 @@ _LEAST_FOR_SCORE = 100
 """Tasks below which llama-perplexity prints no final score of WinoGrande."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """What the three kinds have in common.
+
+    Attributes:
+        n_ctx: tokens of llama-perplexity's context, which bounds the length of tasks.
+        json: print one JSON object instead of lines.
+        quiet: print no summary on stderr.
+        journal: a file that keeps likelihoods as they come; None for none.
+    """
+
+    n_ctx: int
+    json: bool = False
+    quiet: bool = False
+    journal: Path | None = None
+
+
 def run_hellaswag(
-    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+    load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a text file of six lines a task, of which `n_tasks` are drawn."""
     from rfjax.evals.hellaswag import hellaswag, read_hellaswag, wilson_interval
@@ -48,17 +66,15 @@ def run_hellaswag(
         return f"{n_done}\t{share:.8f}%\t[{100 * low:.4f}%, {100 * high:.4f}%]\n"
 
     text = _whole(path)
-    run = _Run(llm, path, {"hellaswag": text}, n_tasks, n_ctx, json, quiet)
     items = read_hellaswag(text, str(path))
-    with run.printing(line, "\ntask\tacc_norm\t95% confidence interval\n") as on_task:
-        result = hellaswag(
-            llm.scorer(), run.tokenizer, items, n_tasks=n_tasks, n_ctx=n_ctx, on_task=on_task
-        )
+    run = _Run(load(), path, {"hellaswag": text}, n_tasks, settings)
+    with run.going_on(line, "\ntask\tacc_norm\t95% confidence interval\n") as common:
+        result = hellaswag(run.scorer, run.tokenizer, items, n_tasks=n_tasks, **common)
     run.finish(result, "\n")
 
 
 def run_winogrande(
-    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+    load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a comma-separated file, of which `n_tasks`, or for 0 all, are drawn."""
     from rfjax.evals.winogrande import n_unread, read_winogrande, winogrande
@@ -69,18 +85,15 @@ def run_winogrande(
         return f"{n_done}\t{100.0 * n_correct / n_done:.4f}\t{chosen}\n"
 
     text = _whole(path)
-    run = _Run(llm, path, {"winogrande": text}, n_tasks, n_ctx, json, quiet)
     items = read_winogrande(text, str(path))
     if n_unread(text):
         note(
             f"{path}: the last line is not read, as llama-perplexity does not read it either; "
             "end the file with an empty line to have it scored"
         )
-    with run.printing(line, "") as on_task:
-        drawn = n_tasks or None
-        result = winogrande(
-            llm.scorer(), run.tokenizer, items, n_tasks=drawn, n_ctx=n_ctx, on_task=on_task
-        )
+    run = _Run(load(), path, {"winogrande": text}, n_tasks, settings)
+    with run.going_on(line, "") as common:
+        result = winogrande(run.scorer, run.tokenizer, items, n_tasks=n_tasks or None, **common)
     end = "\n"
     if result.n_tasks >= _LEAST_FOR_SCORE:
         end += f"Final Winogrande score({result.n_tasks} tasks): {_percent(result)}\n"
@@ -88,7 +101,7 @@ def run_winogrande(
 
 
 def run_multiple_choice(
-    llm: "LLM", path: Path, n_tasks: int, *, n_ctx: int, json: bool, quiet: bool
+    load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a binary file, of which `n_tasks`, or for 0 all, are drawn."""
     from rfjax.evals.multiple_choice import multiple_choice
@@ -98,10 +111,10 @@ def run_multiple_choice(
         return f"{n_done}\t{100.0 * n_correct / n_done:.8f}\n"
 
     data = _bytes(path)
-    run = _Run(llm, path, {"multiple_choice": data}, n_tasks, n_ctx, json, quiet)
     items = read_multiple_choice(data, str(path), n_tasks=n_tasks or None)
-    with run.printing(line, "\ntask\tacc_norm\n") as on_task:
-        result = multiple_choice(llm.scorer(), run.tokenizer, items, n_ctx=n_ctx, on_task=on_task)
+    run = _Run(load(), path, {"multiple_choice": data}, n_tasks, settings)
+    with run.going_on(line, "\ntask\tacc_norm\n") as common:
+        result = multiple_choice(run.scorer, run.tokenizer, items, **common)
     chance = _plus_minus(result.random_accuracy, result.random_stderr)
     run.finish(result, f"\nFinal result: {_percent(result)}\nRandom chance: {chance}\n")
 
@@ -115,24 +128,33 @@ class _Run:
         path: Path,
         tasks: dict[str, str | bytes],
         n_tasks: int,
-        n_ctx: int,
-        json: bool,
-        quiet: bool,
+        settings: TaskSettings,
     ):
         """`tasks` is the file by the name of the measurement."""
         if llm.tokenizer is None:
             raise RequestError(f"{llm.model.path} has no tokenizer, and tasks are texts")
-        self.tokenizer = llm.tokenizer
-        self._model, self._path = llm.model, path
-        self._tasks, self._n_tasks, self._n_ctx = tasks, n_tasks, n_ctx
-        self._json, self._quiet = json, quiet
+        from rfjax.evals.provenance import text_hash
+
+        self.tokenizer, self.scorer = llm.tokenizer, llm.scorer()
+        self._model, self._path, self._n_tasks, self._settings = llm.model, path, n_tasks, settings
+        # A likelihood does not depend on how many tasks are drawn: that is no part of it.
+        self._about = {name: text_hash(data) for name, data in tasks.items()}
+        self._about |= {"n_ctx": settings.n_ctx, "batch_invariant": True}
+        self._n_kept = 0
         self._start = time.perf_counter()
 
     @contextlib.contextmanager
-    def printing(self, line: Line, start: str) -> Iterator["OnTask"]:
-        """What prints a line for each task in order, and shows how many are done."""
-        done, correct = itertools.count(1), 0
-        with running_output(printing=not self._json, start=start) as tell:
+    def going_on(self, line: Line, start: str) -> Iterator[dict[str, Any]]:
+        """Arguments that the three functions share: the journal, and what prints a line for each
+        task in order and shows how many are done."""
+        settings, done, correct = self._settings, itertools.count(1), 0
+        with (
+            opened_journal(
+                settings.journal, self._model, self._about, quiet=settings.quiet
+            ) as journal,
+            running_output(printing=not settings.json, start=start) as tell,
+        ):
+            self._n_kept = 0 if journal is None else len(journal)
 
             def on_task(n_done: int, n_tasks: int, outcomes: Sequence["ChoiceOutcome"]) -> None:
                 nonlocal correct
@@ -142,12 +164,12 @@ class _Run:
                     lines.append(line(next(done), correct, outcome))
                 tell(n_done, n_tasks, "", "".join(lines))
 
-            yield on_task
+            yield {"n_ctx": settings.n_ctx, "journal": journal, "on_task": on_task}
 
     def finish(self, result: "Result", end: str) -> None:
         """The lines at the end, or all as JSON; and what was left out."""
         seconds = time.perf_counter() - self._start
-        if self._json:
+        if self._settings.json:
             self._write_json(result, seconds)
         else:
             write(end)
@@ -156,19 +178,20 @@ class _Run:
         if result.n_too_long:
             total = result.n_tasks + result.n_too_long
             note(f"{result.n_too_long} of {total} tasks are too long and not counted in the score")
-        if not self._quiet:
-            note(
-                f"{result.n_tasks} tasks in {seconds:.2f} s: {result.n_tasks / seconds:.1f} "
-                "tasks/s, tokenization and compilation included"
-            )
+        if not self._settings.quiet:
+            what = f"{result.n_tasks} tasks in {seconds:.2f} s"
+            if self._n_kept:  # a rate would say nothing
+                note(f"{what}, the journal's likelihoods not computed again")
+            else:
+                rate = f"{result.n_tasks / seconds:.1f} tasks/s"
+                note(f"{what}: {rate}, tokenization and compilation included")
 
     def _write_json(self, result: "Result", seconds: float) -> None:
-        from rfjax.evals.provenance import text_hash, with_provenance
+        from rfjax.evals.provenance import with_provenance
 
         names = {"model": self._model.path, "file": str(self._path)}
         figures = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-        chosen = {name: text_hash(tasks) for name, tasks in self._tasks.items()}
-        chosen |= {"n_tasks": self._n_tasks, "n_ctx": self._n_ctx, "batch_invariant": True}
+        chosen = {**self._about, "n_tasks": self._n_tasks}
         write_json(with_provenance({**names, **figures, "seconds": seconds}, self._model, chosen))
 
 

@@ -84,6 +84,15 @@ Config = Annotated[
         help="TOML preset with tables engine and sampling; flags win over it.",
     ),
 ]
+Journal = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        help="Keep results in this file as they come: after an interruption the same command "
+        "goes on where it stopped.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No summary on stderr.")]
 

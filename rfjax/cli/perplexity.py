@@ -1,5 +1,6 @@
 """`rfjax perplexity`: what llama-perplexity measures, with its flags, as it prints it."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -115,6 +116,7 @@ def perplexity(
             rich_help_panel=_TASKS,
         ),
     ] = None,
+    journal: options.Journal = None,
     dtype: options.Dtype = None,
     weights: options.Weights = None,
     tensor_parallel: options.TensorParallel = 1,
@@ -140,6 +142,11 @@ def perplexity(
             "--multiple-choice": multiple_choice,
         }
     )
+    if journal is not None and kl_divergence_base is not None:
+        raise ConfigError(
+            f"--journal {journal}: there is none with --kl-divergence-base, whose file is written "
+            "whole or read at once; leave one of the two out"
+        )
     if model is not None and model_flag is not None:
         raise ConfigError(f"got the models {model} and {model_flag} (-m), expected one of them")
     path = _given(model or model_flag, "MODEL", "a GGUF file")
@@ -155,7 +162,8 @@ def perplexity(
     else:
         source = _given(file, "-f", "the text")
         text = read_text(source)
-    llm = open_model(
+    load = functools.partial(
+        open_model,
         path,
         dtype,
         weights=weights,
@@ -166,25 +174,30 @@ def perplexity(
     )
     some = None if chunks == -1 else chunks
     if hellaswag or winogrande or multiple_choice:
-        from rfjax.cli.choice_tasks import run_hellaswag, run_multiple_choice, run_winogrande
+        from rfjax.cli.choice_tasks import (
+            TaskSettings,
+            run_hellaswag,
+            run_multiple_choice,
+            run_winogrande,
+        )
 
-        shown = {"n_ctx": ctx, "json": json, "quiet": quiet}
+        tasks = TaskSettings(ctx, json, quiet, journal)
         if hellaswag:
-            run_hellaswag(llm, source, hellaswag_tasks, **shown)
+            run_hellaswag(load, source, hellaswag_tasks, tasks)
         elif winogrande:
-            run_winogrande(llm, source, winogrande_tasks, **shown)
+            run_winogrande(load, source, winogrande_tasks, tasks)
         else:
-            run_multiple_choice(llm, source, multiple_choice_tasks, **shown)
+            run_multiple_choice(load, source, multiple_choice_tasks, tasks)
     elif kl_divergence:
         run_kl_divergence(
-            llm, source, chunks=some, tokens_per_batch=batch_size, json=json, quiet=quiet
+            load(), source, chunks=some, tokens_per_batch=batch_size, json=json, quiet=quiet
         )
     else:
         settings = TextSettings(source, ctx, some, batch_size, ppl_output_type, json, quiet)
         if ppl_stride:
-            run_strided(llm, text, settings, ppl_stride)
+            run_strided(load(), text, settings, ppl_stride)
         else:
-            run_perplexity(llm, text, settings, kl_divergence_base)
+            run_perplexity(load(), text, settings, kl_divergence_base)
 
 
 def _only_one(modes: dict[str, bool]) -> None:

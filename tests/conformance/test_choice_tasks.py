@@ -13,7 +13,12 @@ from support.choice_goldens import (
 )
 
 import rfjax
-from rfjax.cli.choice_tasks import run_hellaswag, run_multiple_choice, run_winogrande
+from rfjax.cli.choice_tasks import (
+    TaskSettings,
+    run_hellaswag,
+    run_multiple_choice,
+    run_winogrande,
+)
 from rfjax.evals.multiple_choice_file import write_multiple_choice
 from rfjax.evals.scorer import Scorer
 
@@ -28,7 +33,7 @@ def printed(conformance):
 
     def run(command, path, n_tasks):
         with redirect_stdout(io.StringIO()) as out:
-            command(llm, path, n_tasks, n_ctx=512, json=False, quiet=True)
+            command(lambda: llm, path, n_tasks, TaskSettings(512, quiet=True))
         return out.getvalue()
 
     return run
