@@ -9,6 +9,7 @@ from support.command_line import loading_once, runner
 from support.tiny_model import tiny_llama
 
 import rfjax.cli.compare
+from rfjax.errors import RequestError
 
 pytestmark = pytest.mark.quick_compile
 
@@ -78,7 +79,8 @@ def test_json_has_every_figure_and_where_it_comes_from(kld):
         assert settings["n_ctx"] == 16 and settings["text_hash"].startswith("sha256:")
         assert each["base_provenance"]["weights"]["hash"] != model["provenance"]["weights"]["hash"]
     whole, streamed = (each["models"][0]["provenance"] for each in found)
-    assert whole == streamed
+    ways = [each["settings"].pop("residency") for each in (whole, streamed)]
+    assert ways == ["all", "layers"] and whole == streamed
 
 
 def test_full_statistics_are_llama_perplexity_s(run, folder, kld):
@@ -111,12 +113,16 @@ def test_compare_with_another_base(compare, folder):
 
 
 def test_compare_measures_speed_and_draws(compare, tmp_path, monkeypatch):
-    for name, value in (("_PROMPT", 16), ("_GENERATION", 4)):
+    for name, value in (("_PROMPT", 16), ("_GENERATION", 4), ("_SECONDS", 0.01)):
         monkeypatch.setattr(rfjax.cli.compare, name, value)
     png, page = tmp_path / "plot.png", tmp_path / "page.html"
     code, out, err = compare("--png", png, "--html", page)
     assert code == 0, err
     assert "generation t/s" in out and "a prompt of 16 tokens" in err
+    notes = "models in float32, quantized weights dequantized, the divergence in float32"
+    assert notes in err and notes in page.read_text(encoding="utf-8")
+    assert "--weights packed keeps them as they are" in err
+    assert "<title>tiny-F32 and tiny-Q8_0 on text.txt, " in page.read_text(encoding="utf-8")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in page.read_text(encoding="utf-8")
 
@@ -125,6 +131,44 @@ def test_what_cannot_be_written_is_refused_at_once(compare, tmp_path):
     code, out, err = compare("--png", tmp_path / "missing" / "plot.png")
     assert code == 2 and not out
     assert "expected a name of a file in a folder that exists" in err
+
+
+def test_png_and_html_differ_and_may_be_written(compare, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("plot")
+    code, out, err = compare("--png", tmp_path / "plot", "--html", tmp_path / "link")
+    assert code == 2 and not out and "expected two files" in err
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path.resolve())
+    code, out, err = compare("--png", tmp_path / "plot")
+    assert code == 2 and not out and "expected a place that you may write to" in err
+
+
+def test_results_are_printed_though_drawing_fails(compare, tmp_path, monkeypatch):
+    def failing(files, title):
+        raise RequestError("no drawing today")
+
+    monkeypatch.setattr("rfjax.evals.comparison_plot.draw_comparison", failing)
+    for flags in ((), ("--json",)):
+        code, out, err = compare("--no-speed", "--png", tmp_path / "plot.png", *flags)
+        assert code == 2 and "no drawing today" in err
+        assert "tiny-Q8_0.gguf" in out
+    assert {file["is_base"] for file in json.loads(out)["files"]} == {True, False}
+
+
+def test_files_of_one_name_are_told_apart(run, folder, tmp_path):
+    (tmp_path / "tiny-F32.gguf").symlink_to(folder / "tiny-F32.gguf")
+    files = folder / "tiny-F32.gguf", tmp_path / "tiny-F32.gguf"
+    code, out, err = run(
+        "compare", *files, "-f", folder / "text.txt", "-c", 16, "--no-speed", "--weights", "packed"
+    )
+    assert code == 0, err
+    assert all(f"  {file}" in out.split("\n\n")[0] for file in files)
+    assert "quantized weights dequantized" in err  # there are none
+
+
+def test_packed_weights_and_other_dtypes_are_named(compare):
+    code, _, err = compare("--no-speed", "--weights", "packed", "--dtype", "bfloat16")
+    assert code == 0, err
+    assert "models in bfloat16, quantized weights packed, the divergence in float32" in err
 
 
 def test_a_text_too_short_and_a_context_too_long(kld):

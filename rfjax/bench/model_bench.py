@@ -31,6 +31,9 @@ from rfjax.typing import Array
 _SMALLEST_CAPACITY = 64
 """Tokens that a row of the cache holds at least."""
 
+_MOST_REPETITIONS = 200
+"""For which a case is measured for the sake of `BenchConfig.least_seconds`."""
+
 Run = Callable[[], tuple[float, object]]
 """One repetition: its seconds, and what it computed."""
 
@@ -43,11 +46,14 @@ class BenchConfig:
         repetitions: of every case, after one run that warms up.
         prompt_chunk: most prompt tokens of a sequence computed in one step.
         seed: of the random tokens.
+        least_seconds: repeat further until the repetitions of a case took so long together, or
+            are 200.
     """
 
     repetitions: int = 5
     prompt_chunk: int = 512
     seed: int = 0
+    least_seconds: float = 0.0
 
     def __post_init__(self):
         for name, least in (("repetitions", 1), ("prompt_chunk", 1), ("seed", 0)):
@@ -111,8 +117,10 @@ def _results(
         run()
         warmup = time.perf_counter() - start
         seconds = []
-        for repetition in range(1, config.repetitions + 1):
-            tell(repetition)
+        while len(seconds) < config.repetitions or (
+            sum(seconds) < config.least_seconds and len(seconds) < _MOST_REPETITIONS
+        ):
+            tell(len(seconds) + 1)
             taken, _ = run()
             seconds.append(taken)
         yield Result(

@@ -1,6 +1,7 @@
 """`rfjax compare`: which of several files to use."""
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from rfjax.io.load import Model
 
 _TOKENS_PER_BATCH = 2048
-_PROMPT, _GENERATION, _REPETITIONS = 512, 64, 3
+_PROMPT, _GENERATION = 512, 64
+_REPETITIONS, _SECONDS = 3, 1.0
+"""A speed is measured so often, and for so long, at least."""
 
 
 def compare(
@@ -90,7 +93,7 @@ def compare(
     """Compare files: size, perplexity, KL divergence and speed. Which one should I use?
 
     Files are loaded one after the other. Those on the front, marked with *, are the candidates:
-    every other has one that is both smaller and nearer to the base.
+    every other has one that is at most as large and at most as far from the base.
     """
     from rfjax.cli.comparing import comparing, settings_of
     from rfjax.evals.comparison import most_exact, with_front
@@ -136,9 +139,8 @@ def compare(
         )
     seconds = time.perf_counter() - start
     told = with_front(_files(paths, base, found, compared, rates))
-    title, notes = _said(told, file, compared)
-    if png is not None or html is not None:
-        _draw(told, title, notes, png, html)
+    title, notes = _said(told, file, compared, weights)
+    # What took long is out before anything can go wrong with the drawing.
     if json:
         origins = compared.provenance
         write_json(
@@ -157,6 +159,8 @@ def compare(
         write(f"{_advice(told)}\n")
     if not quiet:
         note(f"{notes} {seconds:.2f} s, loading and compilation included")
+    if png is not None or html is not None:
+        _draw(told, title, notes, png, html)
 
 
 def _measure(model: "Model") -> "tuple[Rate, Rate]":
@@ -169,7 +173,7 @@ def _measure(model: "Model") -> "tuple[Rate, Rate]":
     limit = model.config.context_length
     cases = (Case(n_prompt=min(_PROMPT, limit)), Case(n_gen=min(_GENERATION, limit)))
     prompt, generation = bench(
-        from_model(model), cases, config=BenchConfig(repetitions=_REPETITIONS)
+        from_model(model), cases, config=BenchConfig(_REPETITIONS, least_seconds=_SECONDS)
     )
 
     def rate(result: "Result") -> "Rate":
@@ -204,7 +208,9 @@ def _files(
     ]
 
 
-def _said(files: "Sequence[ComparedFile]", text: Path, compared: "Compared") -> tuple[str, str]:
+def _said(
+    files: "Sequence[ComparedFile]", text: Path, compared: "Compared", weights: str | None
+) -> tuple[str, str]:
     """A title, and how it was measured."""
     import jax
 
@@ -213,20 +219,31 @@ def _said(files: "Sequence[ComparedFile]", text: Path, compared: "Compared") -> 
     first, environment = compared.results[0], find_environment()
     where = environment.gpu_info or environment.cpu_info
     base = next(file for file in files if file.is_base)
+    others = [file.path.stem for file in files if not file.is_base]
+    if len(others) > 1:
+        others = [f"{len(others)} others"]
+    source = "standard input" if text.name == "-" else text.name
     title = (
-        f"{base.path.stem} and others on {'standard input' if text.name == '-' else text.name}, "
+        f"{' and '.join([base.path.stem, *others])} on {source}, "
         f"{first.n_chunks} chunks of {first.n_ctx} tokens"
     )
     notes = (
-        f"{first.summary.count} tokens compared with {base.path.name}, in f32 over the whole "
-        f"vocabulary; chunks and tokens are llama-perplexity's. rfjax {environment.build_commit}, "
-        f"JAX {jax.__version__}, {where}."
+        f"{first.summary.count} tokens compared with {base.path.name}: models in {compared.dtype}, "
+        f"quantized weights {'packed' if compared.packed else 'dequantized'}, the divergence in "
+        "float32 over the whole vocabulary; chunks and tokens are llama-perplexity's. "
+        f"rfjax {environment.build_commit}, JAX {jax.__version__}, {where}."
     )
     if base.prompt_rate is not None:
         notes += (
             f" Speeds: a prompt of {_PROMPT} tokens, and {_GENERATION} tokens generated in one "
-            f"sequence, or as the context allows; mean of {_REPETITIONS}."
+            f"sequence, or as the context allows; mean of at least {_REPETITIONS} repetitions and "
+            f"{_SECONDS:g} s."
         )
+        if weights is None and not compared.packed and jax.default_backend() == "cpu":
+            notes += (
+                " On the CPU quantized weights are dequantized by default, so that a file's type "
+                "hardly matters for speed: --weights packed keeps them as they are."
+            )
     return title, notes
 
 
@@ -235,16 +252,22 @@ def _check_drawing(paths: Sequence[Path | None]) -> None:
 
     Raises:
         ConfigError: matplotlib is missing.
-        RequestError: a folder does not exist.
+        RequestError: both are the same, or one cannot be written.
     """
     from rfjax.evals.comparison_plot import need_matplotlib
 
     need_matplotlib()
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    given = [path for path in paths if path is not None]
+    if len({path.resolve() for path in given}) < len(given):
+        raise RequestError(f"--png and --html are both {given[0]}, expected two files")
+    for path in given:
+        folder = path.resolve().parent
+        if path.is_dir() or not folder.is_dir():
             raise RequestError(
                 f"{path}: cannot be written: expected a name of a file in a folder that exists"
             )
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise RequestError(f"{path}: cannot be written: expected a place that you may write to")
 
 
 def _draw(
@@ -275,11 +298,12 @@ def _show(files: "Sequence[ComparedFile]") -> None:
     if timed:
         numbers += ["prompt t/s", "generation t/s"]
     table = columns("", "file", *numbers, right=tuple(numbers))
+    names = _names(files)
     for file in files:
         s = file.summary
         row = [
             "*" if file.on_front else "",
-            printable(file.path.name) + (" (base)" if file.is_base else ""),
+            names[file.path] + (" (base)" if file.is_base else ""),
             size(file.nbytes),
             f"{file.bits_per_weight:.2f}",
             f"{s.ppl.value:.4f} ± {s.ppl.error:.4f}",
@@ -298,5 +322,12 @@ def _rate(rate: "Rate | None") -> str:
 
 def _advice(files: "Sequence[ComparedFile]") -> str:
     """What follows from the table."""
-    front = ", ".join(printable(file.path.name) for file in files if file.on_front)
-    return f"* no other is smaller and nearer to the base: {front}"
+    names = _names(files)
+    front = ", ".join(names[file.path] for file in files if file.on_front)
+    return f"* no other is at most as large and at most as far from the base: {front}"
+
+
+def _names(files: "Sequence[ComparedFile]") -> dict[Path, str]:
+    """Names of files to print, or paths where two have the same name."""
+    different = len({file.path.name for file in files}) == len(files)
+    return {f.path: printable(f.path.name if different else str(f.path)) for f in files}

@@ -23,11 +23,15 @@ class Compared:
 
     Attributes:
         residency: what was on the device at a time.
+        dtype: in which the models computed.
+        packed: whether a model had its quantized weights packed.
         results: of each file, in order.
         provenance: of the base and each file, by path, where settings were given.
     """
 
     residency: "Residency"
+    dtype: str
+    packed: bool
     results: "list[KLResult]"
     provenance: Mapping[Path, Mapping[str, Any]]
 
@@ -69,8 +73,11 @@ def comparing(
     from rfjax.evals.perplexity import check_count
     from rfjax.evals.provenance import provenance
     from rfjax.evals.residency import choose_residency
+    from rfjax.io.load import resolve_dtype
     from rfjax.io.parts import open_parts
+    from rfjax.quant.qtensor import has_packed
 
+    computed_in = resolve_dtype(dtype)
     check_count("n_ctx", ctx, least=4)
     at_a_time = max(1, batch_size // ctx)
     residency: Residency = "layers"
@@ -85,8 +92,17 @@ def comparing(
         open_parts, dtype=dtype, weights=weights, kernels=kernels, selfcheck=selfcheck
     )
     origins: dict[Path, Mapping[str, Any]] = {}
+    packed: dict[Path, bool] = {}
+    if settings is not None:
+        settings = {**settings, "residency": residency}
+
+    def opened(path: Path) -> "ModelParts":
+        parts = open_file(path)
+        packed[path] = _is_packed(parts)
+        return parts
 
     def loaded(path: Path, model: "Model") -> None:
+        packed[path] = has_packed(model.params)
         if settings is not None:
             origins[path] = provenance(model, settings)
         if on_model is not None:
@@ -108,7 +124,7 @@ def comparing(
                 selfcheck=selfcheck,
             ).model
         ),
-        open_parts=open_file,
+        open_parts=opened,
         n_ctx=ctx,
         chunks=chunks,
         batch_size=at_a_time,
@@ -119,7 +135,7 @@ def comparing(
     )
     if residency == "layers" and settings is not None:
         origins = {p: _of_parts(open_file(p), settings) for p in dict.fromkeys((base, *paths))}
-    return Compared(residency, results, origins)
+    return Compared(residency, computed_in, any(packed.values()), results, origins)
 
 
 def settings_of(text: str, ctx: int, chunks: int | None, batch_size: int) -> dict[str, Any]:
@@ -147,7 +163,11 @@ def _of_parts(parts: "ModelParts", settings: Mapping[str, Any]) -> dict[str, Any
     model = Model(norm, parts.config, parts.tokenizer, parts.path, None, plan)
     found = provenance(model, settings)
     held = Counter(s.type.name if s.dtype is None else s.dtype for s in parts.storages.values())
-    kind = "packed" if any(s.dtype is None for s in parts.storages.values()) else "plain"
+    kind = "packed" if _is_packed(parts) else "plain"
     return found | {
         "weights": found["weights"] | {"kind": kind, "held": dict(sorted(held.items()))}
     }
+
+
+def _is_packed(parts: "ModelParts") -> bool:
+    return any(storage.dtype is None for storage in parts.storages.values())

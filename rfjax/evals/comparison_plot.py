@@ -158,7 +158,7 @@ def _draw_divergence(axes: Axes, files: Sequence[ComparedFile], unit: int, lette
     axes.margins(x=0.08)
     axes.set_ylim(min(distances) / 1.8, max(distances) * 1.8)
     axes.set_title(
-        "lower left is better; green: no file is at most as large and as far", fontsize=9
+        "lower left is better; green: no other is at most as large and as far", fontsize=9
     )
 
 

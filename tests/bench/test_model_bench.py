@@ -48,6 +48,18 @@ def test_a_kernel_that_failed_its_self_check_stays_disabled(tiny_llama_path, mon
     assert kernels == KernelPolicy("pallas", disabled=(failed,))
 
 
+def test_short_runs_are_repeated_for_a_while_and_not_for_ever(subject, monkeypatch):
+    def repeated(config, seconds):
+        monkeypatch.setattr(rfjax.bench.model_bench, "_prepare", lambda *_: lambda: (seconds, None))
+        (result,) = bench(subject, [Case(n_gen=2)], config=config)
+        return len(result.samples_ns)
+
+    assert repeated(BenchConfig(3), 1e-6) == 3
+    assert repeated(BenchConfig(3, least_seconds=1.0), 0.125) == 8
+    assert repeated(BenchConfig(3, least_seconds=1.0), 1.0) == 3
+    assert repeated(BenchConfig(3, least_seconds=1.0), 1e-6) == 200
+
+
 def test_every_kind_of_case_is_measured(subject):
     runs = []
     results = list(
