@@ -121,6 +121,24 @@ def test_a_stride(run, open_model, tiny_llama_path, tmp_path):
     assert found["running"] == pytest.approx(result.running)
 
 
+@pytest.mark.parametrize("flags", [("-c", "64"), ("-c", "64", "--ppl-stride", "64")])
+def test_a_journal_goes_on_with_more_chunks(run, tiny_llama_path, tmp_path, flags):
+    (tmp_path / "text.txt").write_text(TEXT * 2)
+    flags = ("-f", tmp_path / "text.txt", *flags)
+    journal = ("--journal", tmp_path / "chunks.jsonl")
+    _, expected, err = run("perplexity", tiny_llama_path, *flags)
+    assert "tokens/s" in err
+    assert run("perplexity", tiny_llama_path, *flags, *journal, "--chunks", "2")[0] == 0
+    code, out, err = run("perplexity", tiny_llama_path, *flags, *journal)
+    assert (code, out) == (0, expected)
+    assert "going on after 2 results" in err and "the journal's chunks not computed again" in err
+    before = journal[1].read_bytes()
+    assert run("perplexity", tiny_llama_path, *flags, *journal, "-q")[1:] == (expected, "")
+    assert journal[1].read_bytes() == before
+    code, _, err = run("perplexity", tiny_llama_path, *flags, *journal, "-b", "64")
+    assert code == 2 and "settings.tokens_per_batch" in err
+
+
 @pytest.fixture(scope="module")
 def base(open_model, tiny_llama_path, tmp_path_factory):
     """A file of noise for the tiny model, of 105 tokens."""

@@ -68,6 +68,7 @@ WITHOUT_JAX = (
     "rfjax.engine.stop",
     "rfjax.engine.warm_up",
     "rfjax.evals.choice_task",
+    "rfjax.evals.chunk_journal",
     "rfjax.evals.difference",
     "rfjax.evals.hellaswag",
     "rfjax.evals.journal",

@@ -193,7 +193,9 @@ def perplexity(
             load(), source, chunks=some, tokens_per_batch=batch_size, json=json, quiet=quiet
         )
     else:
-        settings = TextSettings(source, ctx, some, batch_size, ppl_output_type, json, quiet)
+        settings = TextSettings(
+            source, ctx, some, batch_size, ppl_output_type, json, quiet, journal
+        )
         if ppl_stride:
             run_strided(load(), text, settings, ppl_stride)
         else:

@@ -3,14 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rfjax.cli.journal import opened_journal
 from rfjax.cli.output import note, write, write_json
 from rfjax.cli.running import Tell, running_output
 from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
+    from rfjax.evals.journal import Journal
     from rfjax.evals.perplexity import OnSums, PerplexityResult, RunningPerplexity
     from rfjax.llm import LLM
 
@@ -27,6 +30,7 @@ class TextSettings:
         output_type: llama-perplexity's: 0 prints values in one line, 1 a line a chunk.
         json: print one JSON object instead.
         quiet: print no summary on stderr.
+        journal: a file that keeps chunks' values as they come; None for none.
     """
 
     source: Path
@@ -36,6 +40,7 @@ class TextSettings:
     output_type: int
     json: bool
     quiet: bool
+    journal: Path | None = None
 
 
 def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | None) -> None:
@@ -53,11 +58,15 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
         first = (chunk - 1) // at_a_time * at_a_time * settings.n_ctx
         return chunk_line(first, sums)
 
-    with running_output(printing=not settings.json) as tell:
+    with (
+        _journal(llm, text, settings) as journal,
+        running_output(printing=not settings.json) as tell,
+    ):
+        kept = 0 if journal is None else len(journal)
         sizes = {"n_ctx": settings.n_ctx, "chunks": settings.chunks, "batch_size": at_a_time}
         on_sums = _telling(tell, line)
         if base is None:
-            result = perplexity(llm.model, text, **sizes, on_sums=on_sums)
+            result = perplexity(llm.model, text, **sizes, journal=journal, on_sums=on_sums)
         else:
             result = write_kl_base(llm.model, text, base, **sizes, on_sums=on_sums)
     seconds = time.perf_counter() - start
@@ -66,7 +75,7 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
         _write_json(llm, text, settings, {**written, **vars(result), "seconds": seconds})
     else:
         write(f"\n{estimate(result)}\n")
-    _summarize(result, result.n_ctx, settings, seconds)
+    _summarize(result, result.n_ctx, settings, seconds, kept)
     if base is not None and not settings.quiet:
         note(f"wrote {base}, {base.stat().st_size} bytes")
 
@@ -83,7 +92,11 @@ def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> N
             return running_value(chunk, sums.perplexity)
         return f"{(chunk - 1) * stride:8d}  {sums.perplexity:.4f}\n"
 
-    with running_output(printing=not settings.json) as tell:
+    with (
+        _journal(llm, text, settings, stride) as journal,
+        running_output(printing=not settings.json) as tell,
+    ):
+        kept = 0 if journal is None else len(journal)
         result = strided_perplexity(
             llm.model,
             text,
@@ -91,15 +104,16 @@ def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> N
             n_ctx=settings.n_ctx,
             chunks=settings.chunks,
             batch_size=max(1, settings.tokens_per_batch // window),
+            journal=journal,
             on_sums=_telling(tell, line),
         )
     seconds = time.perf_counter() - start
     if settings.json:
         figures = {**vars(result), "seconds": seconds}
-        _write_json(llm, text, settings, figures, stride=stride)
+        _write_json(llm, text, settings, figures, stride)
     else:
         write("\n")
-    _summarize(result, result.window, settings, seconds)
+    _summarize(result, result.window, settings, seconds, kept)
 
 
 def measure(llm: "LLM", text: str, *, n_ctx: int) -> "PerplexityResult":
@@ -136,35 +150,50 @@ def _telling(tell: Tell, line: Callable[[int, "RunningPerplexity"], str]) -> "On
     return on_sums
 
 
+def _journal(
+    llm: "LLM", text: str, settings: TextSettings, stride: int | None = None
+) -> "AbstractContextManager[Journal | None]":
+    about = _about(text, settings, stride)
+    return opened_journal(settings.journal, llm.model, about, quiet=settings.quiet)
+
+
+def _about(text: str, settings: TextSettings, stride: int | None) -> dict[str, Any]:
+    """What a chunk's values depend on, which is not how many chunks there are."""
+    from rfjax.evals.provenance import text_hash
+
+    return {
+        "text": text_hash(text),
+        "n_ctx": settings.n_ctx,
+        "stride": stride,
+        "tokens_per_batch": settings.tokens_per_batch,
+    }
+
+
 def _write_json(
     llm: "LLM",
     text: str,
     settings: TextSettings,
     figures: dict[str, Any],
-    *,
     stride: int | None = None,
 ) -> None:
-    from rfjax.evals.provenance import text_hash, with_provenance
+    from rfjax.evals.provenance import with_provenance
 
     names = {"model": llm.model.path, "file": str(settings.source)}
-    chosen = {
-        "text": text_hash(text),
-        "n_ctx": settings.n_ctx,
-        "chunks": settings.chunks,
-        "stride": stride,
-        "tokens_per_batch": settings.tokens_per_batch,
-    }
+    chosen = {**_about(text, settings, stride), "chunks": settings.chunks}
     write_json(with_provenance({**names, **figures}, llm.model, chosen))
 
 
 def _summarize(
-    result: "PerplexityResult", n_tokens: int, settings: TextSettings, seconds: float
+    result: "PerplexityResult", n_tokens: int, settings: TextSettings, seconds: float, kept: int
 ) -> None:
-    """A line on stderr; `n_tokens` is of a chunk."""
+    """A line on stderr; `n_tokens` is of a chunk, `kept` counts what the journal had before."""
     if settings.quiet:
         return
     total = n_tokens * result.n_chunks
+    rate = f": {total / seconds:.1f} tokens/s, tokenization and compilation included"
+    if kept:  # a rate would say nothing
+        rate = ", the journal's chunks not computed again"
     note(
         f"{total} tokens ({result.n_chunks} chunks of {n_tokens}, {result.n_tokens} scored) in "
-        f"{seconds:.2f} s: {total / seconds:.1f} tokens/s, tokenization and compilation included"
+        f"{seconds:.2f} s{rate}"
     )

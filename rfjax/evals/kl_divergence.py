@@ -181,9 +181,7 @@ def write_kl_base(
                 writer.add(codes)
                 yield nll
 
-        return added_up(
-            values(), n_chunks=base.n_chunks, n_ctx=n_ctx, dtype=config.dtype, on_sums=on_sums
-        )
+        return added_up(values(), n_chunks=base.n_chunks, n_ctx=n_ctx, on_sums=on_sums)
 
 
 def kl_divergence(

@@ -8,7 +8,7 @@ the second half of a chunk count (positions `n_ctx/2 + 1` to `n_ctx - 1`).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
+from rfjax.evals.chunk_journal import with_journal
+from rfjax.evals.journal import Journal
 from rfjax.evals.row_batches import in_batches
 from rfjax.evals.score import score
 from rfjax.io.load import Model
@@ -139,6 +141,7 @@ def perplexity(
     n_ctx: int = 512,
     chunks: int | None = None,
     batch_size: int | None = None,
+    journal: Journal | None = None,
     on_chunk: Callable[[int, int, float], None] | None = None,
     on_sums: OnSums | None = None,
 ) -> PerplexityResult:
@@ -149,6 +152,8 @@ def perplexity(
         n_ctx: tokens of a chunk.
         chunks: score only that many; None scores all. A tail shorter than a chunk is dropped.
         batch_size: chunks scored at a time; the result does not depend on it beyond rounding.
+        journal: about this model (`rfjax.evals.provenance.provenance`); chunks that it has are
+            not computed again, and others are added to it.
         on_chunk: called with (chunk number from 1, number of chunks, running estimate).
         on_sums: the same with all that is known of the tokens so far, for who wants its error.
 
@@ -167,7 +172,6 @@ def perplexity(
         n_ctx=n_ctx,
         chunks=chunks,
     )
-    nll = row_nll(model, first=n_ctx // 2)
     batch = min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // n_ctx))
 
     def tell(done: int, total: int, sums: RunningPerplexity) -> None:
@@ -176,19 +180,34 @@ def perplexity(
         if on_sums is not None:
             on_sums(done, total, sums)
 
-    return added_up(
-        in_batches(nll, rows, batch, mesh=model.mesh),
-        n_chunks=len(rows),
-        n_ctx=n_ctx,
-        dtype=config.dtype,
-        on_sums=tell,
-    )
+    values = chunk_nll(model, rows, first=n_ctx // 2, batch_size=batch, journal=journal)
+    return added_up(values, n_chunks=len(rows), n_ctx=n_ctx, on_sums=tell)
 
 
-def row_nll(model: Model, *, first: int) -> Callable[[Int[Array, "B L"]], Array]:
-    """Compiled: of rows, the f32 `[B, L - 1 - first]` values of the tokens after `first`."""
+def chunk_nll(
+    model: Model, rows: np.ndarray, *, first: int, batch_size: int, journal: Journal | None
+) -> Iterator[np.ndarray]:
+    """Of each row the f32 `[L - 1 - first]` negative log-likelihoods of the tokens after `first`.
+
+    Args:
+        model: whose.
+        rows: int32 `[n, L]`, each from an empty context.
+        first: the last position that is not scored.
+        batch_size: rows computed at a time.
+        journal: values are taken from it and added to it.
+
+    Raises:
+        ModelFormatError: there is a NaN.
+    """
     jitted = _jitted_nll(has_packed(model.params))
-    return functools.partial(jitted, model.params, first=first, config=model.config)
+    nll = functools.partial(jitted, model.params, first=first, config=model.config)
+
+    def computed(some: np.ndarray) -> Iterator[np.ndarray]:
+        for values in in_batches(nll, some, batch_size, mesh=model.mesh):
+            check_not_nan(values, model.config.dtype)
+            yield values
+
+    return with_journal(computed, rows, journal, kind="nll", first=first)
 
 
 def added_up(
@@ -196,24 +215,18 @@ def added_up(
     *,
     n_chunks: int,
     n_ctx: int,
-    dtype: str,
     on_sums: OnSums | None = None,
 ) -> PerplexityResult:
     """The estimate from the negative log-likelihoods of each chunk's scored tokens.
 
     Args:
-        values: f32, nats, a chunk after the other.
+        values: f32, nats, a chunk after the other, none of them NaN.
         n_chunks: how many there will be.
         n_ctx: tokens of a chunk.
-        dtype: of the model's activations, for the message.
         on_sums: called after each chunk.
-
-    Raises:
-        ModelFormatError: there is a NaN.
     """
     sums, running = RunningPerplexity(), []
     for nll in values:
-        check_not_nan(nll, dtype)
         sums.add(nll)
         running.append(sums.perplexity)
         if on_sums is not None:

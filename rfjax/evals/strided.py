@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from rfjax.errors import RequestError
+from rfjax.evals.journal import Journal
 from rfjax.evals.perplexity import (
     TOKENS_PER_BATCH,
     OnSums,
     PerplexityResult,
     added_up,
     check_count,
-    row_nll,
+    chunk_nll,
     text_tokens,
 )
-from rfjax.evals.row_batches import in_batches
 from rfjax.io.load import Model
 
 _WINDOW_STEP = 256
@@ -77,6 +77,7 @@ def strided_perplexity(
     n_ctx: int = 512,
     chunks: int | None = None,
     batch_size: int | None = None,
+    journal: Journal | None = None,
     on_sums: OnSums | None = None,
 ) -> StridedResult:
     """Perplexity of a text, as llama-perplexity counts it with a stride.
@@ -87,6 +88,7 @@ def strided_perplexity(
         n_ctx: what a window is made from, see `window_length`.
         chunks: score only that many windows; None scores all.
         batch_size: windows scored at a time; the result does not depend on it beyond rounding.
+        journal: as of `rfjax.evals.perplexity.perplexity`; windows that it has are not computed.
         on_sums: called with (window number from 1, number of windows, sums up to there).
 
     Raises:
@@ -112,13 +114,8 @@ def strided_perplexity(
         )
     token_ids = text_tokens(text, tokenizer=model.tokenizer, config=config, path=model.path)
     rows = strided_windows(token_ids, window, stride, chunks)
-    nll = row_nll(model, first=window - 1 - stride)
     batch = min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // window))
-    result = added_up(
-        in_batches(nll, rows, batch, mesh=model.mesh),
-        n_chunks=len(rows),
-        n_ctx=n_ctx,
-        dtype=config.dtype,
-        on_sums=on_sums,
-    )
+    first = window - 1 - stride
+    values = chunk_nll(model, rows, first=first, batch_size=batch, journal=journal)
+    result = added_up(values, n_chunks=len(rows), n_ctx=n_ctx, on_sums=on_sums)
     return StridedResult(**vars(result), window=window, stride=stride)
