@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rfjax.engine.compiler_options import compiler_options
@@ -37,6 +38,13 @@ class FinalStates:
     head: Head
     config: ModelConfig
     path: str
+
+
+def scored_bytes(config: ModelConfig, rows: np.ndarray) -> int:
+    """What a model's `FinalStates` of these chunks take of the host's memory."""
+    n_chunks, n_ctx = rows.shape
+    scored = n_chunks * (n_ctx - 1 - n_ctx // 2)
+    return scored * config.d_model * jnp.dtype(config.dtype).itemsize
 
 
 @functools.cache

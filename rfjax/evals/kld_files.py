@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rfjax.evals.final_states import FinalStates, final_states
+from rfjax.evals.final_states import FinalStates, final_states, scored_bytes
 from rfjax.evals.kl_divergence import KLResult
 from rfjax.evals.kld import chunks_at_a_time, compare_states, comparison_rows, kld
-from rfjax.evals.layer_stream import stream_states
+from rfjax.evals.layer_stream import check_room, stream_states
 from rfjax.evals.residency import Residency
 from rfjax.io.load import Model
 from rfjax.io.parts import ModelParts
@@ -51,7 +51,8 @@ def kld_files(
     Raises:
         RequestError: as of `kld`; vocabularies are compared before any weights are loaded.
         ModelFormatError: a model computes NaN.
-        CapacityError: not even layers fit.
+        CapacityError: not even layers fit, or the hidden states in the host's memory; of any file,
+            before anything is computed.
     """
     tell = on_step or (lambda what, done, total: None)
     seen = on_model or (lambda path, model: None)
@@ -81,6 +82,12 @@ def kld_files(
     def states(path: pathlib.Path, file: ModelParts) -> FinalStates:
         return _states(path, file, rows, size, loaded if residency == "one" else None, tell)
 
+    if residency == "layers":  # before hours of work on the base
+        of_base_bytes = scored_bytes(parts.config, rows)
+        check_room(parts, rows, size)
+        for path, file in zip(paths, others, strict=True):
+            if path != base:
+                check_room(file, rows, size, beside=of_base_bytes)
     of_base = states(base, parts)
     results = []
     for path, file in zip(paths, others, strict=True):
@@ -95,6 +102,7 @@ def kld_files(
                 on_chunk=lambda done, total, _, name=name: tell(name, done, total),
             )
         )
+        del own  # or its states and output projection would be there while the next one loads
     return results
 
 

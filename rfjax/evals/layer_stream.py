@@ -16,7 +16,7 @@ import numpy as np
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.errors import CapacityError
 from rfjax.evals.divergence import head
-from rfjax.evals.final_states import FinalStates, OnProgress
+from rfjax.evals.final_states import FinalStates, OnProgress, scored_bytes
 from rfjax.evals.row_batches import in_batches
 from rfjax.io.memory import free_bytes, gib, memory_of, workspace_bytes
 from rfjax.io.parts import ModelParts
@@ -92,14 +92,19 @@ def stream_states(
     return FinalStates(hidden, head(parts.ends(*_head_fields(config)), config), config, parts.path)
 
 
-def check_room(parts: ModelParts, rows: np.ndarray, batch_size: int) -> None:
+def check_room(parts: ModelParts, rows: np.ndarray, batch_size: int, *, beside: int = 0) -> None:
     """Refuse what would not fit, before anything is loaded.
+
+    Args:
+        parts, rows, batch_size: as of `stream_states`.
+        beside: bytes that other models' states will take of the host's memory before this one's.
 
     Raises:
         CapacityError: says what takes how much.
     """
     config = parts.config
-    on_host = 2 * rows.size * config.d_model * jnp.dtype(config.dtype).itemsize
+    whole = rows.size * config.d_model * jnp.dtype(config.dtype).itemsize
+    on_host = beside + whole + scored_bytes(config, rows)
     packed = (math.prod(s.spec.shape[-2:]) for s in parts.storages.values() if s.dtype is None)
     workspace = workspace_bytes(
         config, max(packed, default=0), batch_size, rows.shape[1], rows.shape[1]

@@ -10,8 +10,9 @@ import pytest
 from support.tiny_model import tiny_llama
 
 import rfjax
-from rfjax.errors import ModelFormatError, RequestError
+from rfjax.errors import CapacityError, ModelFormatError, RequestError
 from rfjax.evals import residency
+from rfjax.evals.final_states import final_states
 from rfjax.evals.kld import kld
 from rfjax.evals.kld_files import kld_files
 from rfjax.evals.perplexity import perplexity
@@ -97,20 +98,30 @@ def test_however_the_models_are_held_the_figures_are_the_same(paths, ids, togeth
     assert steps[-1][1:] == (5, 5)
 
 
-def test_one_model_is_given_up_before_the_next_is_loaded(paths, ids):
+def test_one_model_is_given_up_before_the_next_is_loaded(paths, ids, monkeypatch):
     """Except for the base's output projection."""
-    norms, alive = [], []
+    norms, alive, states, waiting = [], [], [], []
+
+    def computing(model, *args, **kwargs):
+        found = final_states(model, *args, **kwargs)
+        states.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("rfjax.evals.kld_files.final_states", computing)
 
     def loading(path):
         gc.collect()
+        waiting.append(sum(each() is not None for each in states))
         alive.append(sum(norm() is not None for norm in norms))
         model = load(path)
         norms.append(weakref.ref(model.params.output_norm.weight))
         return model
 
     files = [paths["q8"], paths["base"], paths["q8"]]
+    # Of a file that was compared nothing is left; the base's states wait.
     how = {"residency": "one", "load": loading, "open_parts": parts, "n_ctx": 16, "chunks": 2}
     results = kld_files(paths["base"], files, ids, **how)
+    assert waiting == [0, 1, 1]
     assert alive == [0, 0, 0]  # the base is loaded and computed once
     assert results[0] == results[2] and results[1].summary.kld.value == 0
 
@@ -127,6 +138,25 @@ def test_what_is_held_follows_from_the_free_memory(paths, monkeypatch):
     assert ways[:2] == ["one", "all"] and ways[-1] == "layers"
     changes = [way for way, before in zip(ways[2:], ways[1:], strict=False) if way != before]
     assert changes == ["one", "layers"]
+
+
+def test_every_file_is_checked_for_room_beside_the_base_before_any_is_computed(
+    paths, ids, monkeypatch
+):
+    checked = []
+
+    def checking(parts, rows, batch_size, *, beside=0):
+        checked.append((parts.path, beside))
+        if beside:
+            raise CapacityError("too large")
+
+    monkeypatch.setattr("rfjax.evals.kld_files.check_room", checking)
+    monkeypatch.setattr("rfjax.evals.kld_files.stream_states", None)
+    how = {"residency": "layers", "load": load, "open_parts": parts, "n_ctx": 16}
+    with pytest.raises(CapacityError, match="too large"):
+        kld_files(paths["base"], [paths["base"], paths["q8"]], ids, **how)
+    width = parts(paths["base"]).config.d_model
+    assert checked == [(str(paths["base"]), 0), (str(paths["q8"]), 5 * 7 * width * 4)]
 
 
 def test_other_vocabularies_are_refused_before_weights_are_loaded(paths, ids, tmp_path):
