@@ -112,6 +112,82 @@ def test_a_result_is_checked(rfjax, model, files, tmp_path):
     assert "--check: got --dtype --limit 3 besides" in stderr
 
 
+def test_a_check_computes_anew(rfjax, model, files, tmp_path, monkeypatch):
+    from rfjax.evals.lm_eval_model import RfjaxLM
+
+    journal, path = tmp_path / "journal.jsonl", tmp_path / "result.json"
+    run = ("eval", model, "--tasks", files["texts"], "--json", "-q", "--journal", journal)
+    path.write_text(rfjax(*run)[1])
+    code, _, stderr = rfjax("eval", "--check", path, "--journal", journal)
+    assert code == 2
+    assert "it is about another evaluation" in stderr and "check: (not there), now '" in stderr
+    own = tmp_path / "check.jsonl"
+    check = ("eval", "--check", path, "--journal", own)
+    with monkeypatch.context() as patch:
+
+        def interrupted(self, requests, disable_tqdm=False):
+            raise KeyboardInterrupt
+
+        patch.setattr(RfjaxLM, "loglikelihood_rolling", interrupted)
+        code, _, stderr = rfjax(*check)
+    assert code == 130
+    assert f"the journal {own} holds 0 results" in stderr
+    assert rfjax(*check)[:2] == (0, "reproduced: texts\n")
+    assert len(own.read_text().splitlines()) == len(journal.read_text().splitlines()) + 1
+    code, _, stderr = rfjax(*check)
+    assert code == 2
+    assert f"the journal {own} is that of a check that came to its end" in stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("rfjax.options", None, "it has no rfjax.options"),
+        ("rfjax.options.dtype", None, "it has no rfjax.options.dtype"),
+        ("rfjax.model", "null", "rfjax.model is null, expected a text"),
+        ("rfjax.arguments", "[1]", "rfjax.arguments is [1], expected an object"),
+        ("rfjax.bootstrap_iters", "true", "rfjax.bootstrap_iters is true, expected an integer"),
+        ("rfjax.options.max_context", '"a"', "expected an integer or null"),
+        ("rfjax.options.implementation", '"cuda"', "is 'cuda', expected one of auto, xla, pallas"),
+        ("results", "[]", "results is [], expected an object"),
+        ("results.texts", "3", "results.texts is 3, expected an object"),
+        ("n-samples", "3", "n-samples is 3, expected an object"),
+        ("provenance.settings", "[]", "provenance.settings is [], expected an object"),
+    ],
+)
+def test_a_damaged_result_is_named_with_what_is_wrong(rfjax, tmp_path, entry, value, message):
+    options = {"dtype": None, "weights": None, "tensor_parallel": 1, "data_parallel": 1}
+    options |= {"implementation": "auto", "selfcheck": None, "max_context": None}
+    run = {"model": "m.gguf", "arguments": {"tasks": ["none.jsonl"]}, "options": options}
+    run |= {"batch_invariant": True, "bootstrap_iters": 0}
+    result = {"provenance": {"weights": {}, "settings": {}}, "rfjax": run, "results": {}}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    assert "none.jsonl: cannot be read" in rfjax("eval", "--check", path)[2]  # as far as that
+    *outer, last = entry.split(".")
+    holder = result
+    for key in outer:
+        holder = holder[key]
+    if value is None:
+        del holder[last]
+    else:
+        holder[last] = json.loads(value)
+    path.write_text(json.dumps(result))
+    code, _, stderr = rfjax("eval", "--check", path)
+    assert code == 2
+    assert f"{path} is damaged: " in stderr
+    assert message in stderr
+
+
+def test_the_newest_result_of_a_folder_is_named(rfjax, tmp_path):
+    for name in ("b/results_2026-01-01T00-00-00.json", "a/results_2026-01-02T00-00-00.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    code, _, stderr = rfjax("eval", "--check", tmp_path)
+    assert code == 2
+    assert f"of which the newest is {tmp_path}/a/results_2026-01-02T00-00-00.json" in stderr
+
+
 def test_another_file_is_another_measurement(rfjax, model, files, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(rfjax("eval", model, "--tasks", files["texts"], "--json", "-q")[1])
@@ -135,7 +211,9 @@ def test_an_interrupted_evaluation_goes_on(rfjax, model, files, tmp_path, monkey
             raise KeyboardInterrupt
 
         patch.setattr(RfjaxLM, "generate_until", interrupted)
-        assert rfjax(*arguments)[0] == 130
+        code, _, stderr = rfjax(*arguments)
+    assert code == 130
+    assert f"interrupted: the journal {journal} holds 4 results, from which" in stderr
     half = len(journal.read_text().splitlines())
     assert half == 1 + 4
     code, stdout, _ = rfjax(*arguments)
@@ -199,10 +277,14 @@ def test_data_that_are_not_to_be_had(rfjax, model, files, monkeypatch):
         (("--tasks", "texts.jsonl", "--cache_requests"), "an older task file of the same name"),
         (("--tasks", "texts.jsonl", "--config", "c.yaml"), "use_cache is not used .*--journal"),
         (("--tasks", "texts.jsonl", "--num_fewshot", "1"), "texts.jsonl: got --num_fewshot 1, exp"),
-        (("--tasks", "texts.jsonl", "--num_fewshot", "-1"), "num_fewshot: got -1, expected at l"),
+        (
+            ("--tasks", "texts.jsonl", "--num_fewshot", "-1"),
+            "num_fewshot: got -1, expected an integer",
+        ),
         (("--tasks", "texts.jsonl", "--log_samples"), "lm-eval: Specify --output_path"),
         (("--check", "texts.jsonl"), "expected a JSON object that rfjax wrote"),
         (("--check", "result.json"), "expected a result that rfjax eval wrote"),
+        (("--check", "a"), "a is a folder: expected one result in it, and it has none"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(rfjax, files, tmp_path, arguments, message):

@@ -142,7 +142,22 @@ def _need_lm_eval() -> None:
         ) from error
 
 
-def _run(run: Mapping[str, Any], journal: Path | None) -> "LmEvalRun":
+def _run(run: Mapping[str, Any], journal: Path | None, checked: str | None = None) -> "LmEvalRun":
+    """Run; what is interrupted says what it leaves behind."""
+    from rfjax.evals.journal import count_results
+
+    try:
+        return _evaluated(run, journal, checked)
+    except KeyboardInterrupt:
+        if journal is not None and journal.is_file():
+            note(
+                f"interrupted: the journal {journal} holds {count_results(journal)} results, from "
+                "which the same command goes on"
+            )
+        raise
+
+
+def _evaluated(run: Mapping[str, Any], journal: Path | None, checked: str | None) -> "LmEvalRun":
     """Set up, load, evaluate. What needs no model is found out before it is loaded."""
     from rfjax.cli.model import open_model
     from rfjax.engine.config import EngineConfig
@@ -170,6 +185,7 @@ def _run(run: Mapping[str, Any], journal: Path | None) -> "LmEvalRun":
             journal=journal,
             on_progress=on_progress,
             extra=run,
+            checked=checked,
         )
 
 
@@ -191,30 +207,34 @@ def _check(path: Path, given: Mapping[str, Any], flags: list[str], journal: Path
     """Run what a result tells of, and say what is not the same.
 
     Raises:
-        RequestError: the file is no result of `rfjax eval`.
+        RequestError: the file is no result of `rfjax eval`, or a damaged one.
         ConfigError: flags beside it.
     """
+    from rfjax.evals.lm_eval_result import read_lm_eval_result
     from rfjax.evals.lm_eval_run import comparable
-    from rfjax.evals.result_file import compare_results, read_result
+    from rfjax.evals.result_file import compare_results
 
     if flags:
         raise ConfigError(
             f"--check: got {' '.join(flags)} besides, expected at most a model, --journal and "
             "--quiet: all is run as the result says"
         )
-    old = read_result(path)
-    run = old.get("rfjax")
-    if not isinstance(run, dict) or "arguments" not in run or "results" not in old:
-        raise RequestError(f"{path}: expected a result that rfjax eval wrote with --output_path")
-    quiet_arguments = {k: v for k, v in run["arguments"].items() if k not in _WRITING}
-    run = {**run, "arguments": quiet_arguments, "model": given["model"] or run["model"]}
-    new = _run(run, journal)
-    found = compare_results(comparable(old), comparable(new.results))
+    old = read_lm_eval_result(path)
+    implementation = old.run["options"]["implementation"]
+    if implementation not in (known := [one.value for one in options.Implementation]):
+        raise RequestError(
+            f"{path} is damaged: rfjax.options.implementation is {implementation!r}, expected one "
+            f"of {', '.join(known)}"
+        )
+    quiet = {k: v for k, v in old.run["arguments"].items() if k not in _WRITING}
+    run = {**old.run, "arguments": quiet, "model": given["model"] or old.run["model"]}
+    new = _run(run, journal, checked=old.sha256)
+    found = compare_results(comparable(old.results), comparable(new.results))
     for difference in found:
         write(f"{difference.kind}: {difference}\n")
     if found:
         raise typer.Exit(1)
-    write(f"reproduced: {', '.join(old['results'])}\n")
+    write(f"reproduced: {', '.join(old.results['results'])}\n")
 
 
 def _heading(run: Mapping[str, Any]) -> str:

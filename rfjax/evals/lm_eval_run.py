@@ -44,6 +44,8 @@ _OURS = {
     "cache_requests": "it would give the prompts of an older task file of the same name, and "
     "making them anew is cheap",
 }
+_DONE = "check done"
+"""The key of a journal that says so."""
 _UNUSED = ("batch_size", "max_batch_size")  # rows are packed by their sizes
 _FIGURES = (
     *("num_fewshot", "limit", "samples", "gen_kwargs", "seed", "predict_only", "metadata"),
@@ -146,6 +148,7 @@ def evaluate(
     journal: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     extra: Mapping[str, Any] | None = None,
+    checked: str | None = None,
 ) -> LmEvalRun:
     """Evaluates tasks with lm-eval, and writes what it writes where `output_path` says.
 
@@ -156,23 +159,26 @@ def evaluate(
         journal: a file that results are kept in as they come: after an interruption the same call
             goes on where it stopped.
         extra: what else stands in the results under "rfjax".
+        checked: the hash of a result that this run checks. Its journal is then that check's alone,
+            so that nothing is taken over from the run that gave the result.
 
     Returns:
         lm-eval's results, to which are added `n_truncated` (by task, the documents of which
         something did not fit in the context), `provenance` and `rfjax`.
 
     Raises:
-        RequestError: a task's data are not to be had, the journal is another model's, or as the
-            model's methods.
+        RequestError: a task's data are not to be had, the journal is another model's or of a check
+            that came to its end, or as the model's methods.
         OSError: the results could not be written.
     """
     about = provenance(llm.model, {"batch_invariant": batch_invariant}, packages=["lm-eval"])
     with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(_journal(journal, about, checked)) if journal else None
         lm = RfjaxLM(
             llm,
             max_length=max_length,
             batch_invariant=batch_invariant,
-            journal=stack.enter_context(Journal.open(journal, about)) if journal else None,
+            journal=kept,
             on_progress=on_progress,
         )
         settings = {
@@ -181,7 +187,26 @@ def evaluate(
             "lm_eval": setup.settings,
         }
         added = {"provenance": {**about, "settings": settings}, "rfjax": dict(extra or {})}
-        return _evaluated(lm, setup, added)
+        found = _evaluated(lm, setup, added)
+        if kept is not None and checked is not None:
+            kept.add(_DONE, True)
+        return found
+
+
+def _journal(
+    path: str | os.PathLike[str], about: Mapping[str, Any], checked: str | None
+) -> Journal:
+    """A run's journal, or that of a check, of which only an interrupted one goes on."""
+    if checked is None:
+        return Journal.open(path, about)
+    journal = Journal.open(path, {**about, "check": checked})
+    if _DONE in journal:
+        journal.close()
+        raise RequestError(
+            f"the journal {journal.path} is that of a check that came to its end: with it, nothing "
+            "would be computed. Name another file, or remove this one"
+        )
+    return journal
 
 
 def _evaluated(lm: RfjaxLM, setup: LmEvalSetup, added: Mapping[str, Any]) -> LmEvalRun:
@@ -272,8 +297,8 @@ def _seeds(seeds: Any) -> dict[str, int | None]:
 
 
 def _check_examples(number: int | None, tasks: Sequence[LocalTask]) -> None:
-    if number is not None and number < 0:
-        raise ConfigError(f"num_fewshot: got {number}, expected at least 0")
+    if number is not None and (not isinstance(number, int) or number < 0):
+        raise ConfigError(f"num_fewshot: got {number!r}, expected an integer of at least 0")
     for task in tasks:
         task.check_examples(number or 0)
 
