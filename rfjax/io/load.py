@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import difflib
 import functools
 import logging
 import os
@@ -216,7 +217,11 @@ def resolve_dtype(dtype: str | None) -> str:
     if dtype is None:
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
+        near = difflib.get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.4)  # bf16, fp32
+        raise ConfigError(
+            f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     return dtype
 
 

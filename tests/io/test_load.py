@@ -195,6 +195,15 @@ def test_the_cpu_computes_in_f32(dtype):
     assert resolve_dtype(dtype) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "near"),
+    [("bf16", "bfloat16"), ("fp16", "float16"), ("f32", "float32"), ("Float32", "float32")],
+)
+def test_an_unknown_dtype_names_the_nearest(dtype, near):
+    with pytest.raises(ConfigError, match=f"did you mean {near}"):
+        resolve_dtype(dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int8", "", "bf16"])
 def test_an_unknown_dtype_is_refused(path, dtype):
     with pytest.raises(ConfigError, match=f"dtype: got '{dtype}', expected one of float32"):
