@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rfjax.evals.comparison import ComparedFile, Rate
     from rfjax.io.load import Model
 
-_TOKENS_PER_BATCH = 2048
 _PROMPT, _GENERATION = 512, 64
 _REPETITIONS, _SECONDS = 3, 1.0
 """A speed is measured so often, and for so long, at least."""
@@ -33,12 +32,7 @@ def compare(
         list[Path],
         typer.Argument(help="GGUF files of one vocabulary.", show_default=False),
     ],
-    file: Annotated[
-        Path,
-        typer.Option(
-            "--file", "-f", help="The text, UTF-8; - for standard input.", show_default=False
-        ),
-    ],
+    file: options.TextFile,
     base: Annotated[
         Path | None,
         typer.Option(
@@ -47,21 +41,9 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    ctx: Annotated[
-        int,
-        typer.Option(
-            "--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half is compared."
-        ),
-    ] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(min=1, help="Compare only the first chunks; by default all.")
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", "-b", min=1, help="Tokens computed at a time, in whole chunks."
-        ),
-    ] = _TOKENS_PER_BATCH,
+    ctx: options.ChunkTokens = 512,
+    chunks: options.Chunks = None,
+    batch_size: options.BatchTokens = options.TOKENS_PER_BATCH,
     png: Annotated[
         Path | None, typer.Option(help="Draw the plot into this file.", show_default=False)
     ] = None,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rfjax.cli.comparing import Compared
     from rfjax.evals.kl_divergence import KLResult
 
-_TOKENS_PER_BATCH = 2048
 _WAYS = {
     "all": "all models together, in one program",
     "one": "one model after the other",
@@ -30,27 +29,10 @@ def kld(
         list[Path],
         typer.Argument(help="Files to compare with it, of the same vocabulary."),
     ],
-    file: Annotated[
-        Path,
-        typer.Option(
-            "--file", "-f", help="The text, UTF-8; - for standard input.", show_default=False
-        ),
-    ],
-    ctx: Annotated[
-        int,
-        typer.Option(
-            "--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half is compared."
-        ),
-    ] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(min=1, help="Compare only the first chunks; by default all.")
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", "-b", min=1, help="Tokens computed at a time, in whole chunks."
-        ),
-    ] = _TOKENS_PER_BATCH,
+    file: options.TextFile,
+    ctx: options.ChunkTokens = 512,
+    chunks: options.Chunks = None,
+    batch_size: options.BatchTokens = options.TOKENS_PER_BATCH,
     stream: Annotated[
         bool,
         typer.Option(

@@ -84,6 +84,23 @@ Config = Annotated[
         help="TOML preset with tables engine and sampling; flags win over it.",
     ),
 ]
+TextFile = Annotated[
+    Path,
+    typer.Option("--file", "-f", help="The text, UTF-8; - for standard input.", show_default=False),
+]
+ChunkTokens = Annotated[
+    int,
+    typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half counts."),
+]
+Chunks = Annotated[
+    int | None, typer.Option(min=1, help="Compare only the first chunks; by default all.")
+]
+TOKENS_PER_BATCH = 2048
+"""llama-perplexity's default of `BatchTokens`."""
+BatchTokens = Annotated[
+    int,
+    typer.Option("--batch-size", "-b", min=1, help="Tokens computed at a time, in whole chunks."),
+]
 Journal = Annotated[
     Path | None,
     typer.Option(

@@ -12,7 +12,6 @@ from rfjax.errors import ConfigError
 
 _KLD = "KL divergence"
 _TASKS = "Tasks"
-_TOKENS_PER_BATCH = 2048
 
 
 def perplexity(
@@ -33,22 +32,12 @@ def perplexity(
             show_default=False,
         ),
     ] = None,
-    ctx: Annotated[
-        int,
-        typer.Option(
-            "--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half is scored."
-        ),
-    ] = 512,
+    ctx: options.ChunkTokens = 512,
     chunks: Annotated[
         int | None,
         typer.Option(help="Score only the first chunks; by default, or with -1, all."),
     ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", "-b", min=1, help="Tokens computed at a time, in whole chunks."
-        ),
-    ] = _TOKENS_PER_BATCH,
+    batch_size: options.BatchTokens = options.TOKENS_PER_BATCH,
     ppl_stride: Annotated[
         int,
         typer.Option(help="Overlapping windows, of which so many tokens are scored; 0 for none."),
