@@ -135,7 +135,7 @@ def test_a_bad_file_is_refused_before_the_model_is_loaded(tmp_path, command, dat
     ],
 )
 def test_an_interrupted_run_goes_on_from_its_journal(llm, binary, capsys, tmp_path, command, file):
-    path = binary if file is None else FOLDER / file
+    path, said = binary if file is None else FOLDER / file, []
 
     def run(scorer, n_tasks, **settings):
         """What is printed."""
@@ -144,6 +144,7 @@ def test_an_interrupted_run_goes_on_from_its_journal(llm, binary, capsys, tmp_pa
             command(lambda: own, path, n_tasks, TaskSettings(512, **settings))
         finally:
             printed = capsys.readouterr()
+            said.append(printed.err)
         return printed.out, printed.err.splitlines()[-1:]
 
     whole = InventedScorer()
@@ -153,6 +154,7 @@ def test_an_interrupted_run_goes_on_from_its_journal(llm, binary, capsys, tmp_pa
     first, second, third = InventedScorer(most=15), InventedScorer(), InventedScorer(most=0)
     with pytest.raises(KeyboardInterrupt):
         run(first, 12, **kept)
+    assert "tasks.jsonl holds 15 results, from which the same command goes on" in said[-1]
     out, (last,) = run(second, 12, **kept)
     assert out == expected
     assert "the journal's likelihoods not computed again" in last

@@ -36,4 +36,11 @@ def opened_journal(
     with Journal.open(path, provenance(model, settings)) as journal:
         if len(journal) and not quiet:
             note(f"{path}: going on after {len(journal)} results that are kept there")
-        yield journal
+        try:
+            yield journal
+        except KeyboardInterrupt:
+            note(
+                f"interrupted: the journal {path} holds {len(journal)} results, from which the "
+                "same command goes on"
+            )
+            raise
