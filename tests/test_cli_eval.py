@@ -88,6 +88,16 @@ def test_task_files_of_all_forms(rfjax, model, files, tmp_path):
     assert first["doc"]["choices"] == [" sat", " ran away"]
 
 
+def test_git_does_not_complain_outside_of_repositories(
+    rfjax, model, files, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    code, stdout, stderr = rfjax("eval", model, "--tasks", files["continuations"], "--json", "-q")
+    assert code == 0
+    assert json.loads(stdout)["git_hash"] is None
+    assert "fatal" not in stderr + capfd.readouterr().err
+
+
 def test_a_result_is_checked(rfjax, model, files, tmp_path):
     code, stdout, _ = rfjax("eval", model, "--tasks", files["texts"], "--json", "-q")
     result = json.loads(stdout)

@@ -72,6 +72,7 @@ WITHOUT_JAX = (
     "rfjax.evals.difference",
     "rfjax.evals.hellaswag",
     "rfjax.evals.journal",
+    "rfjax.evals.lm_eval_result",
     "rfjax.evals.kl_base_file",
     "rfjax.evals.kl_report",
     "rfjax.evals.kl_statistics",

@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import pathlib
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import datasets.config
+import lm_eval.evaluator
 from lm_eval import simple_evaluate
 from lm_eval._cli.run import Run
 from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -335,24 +337,37 @@ def _save(
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-    """Keep lm-eval from forking and `datasets` from counting downloads.
+    """Keep lm-eval from forking, `datasets` from counting downloads, and git from complaining.
 
     A pool of forked processes, which lm-eval bootstraps errors with, may deadlock beside JAX's
     threads; one process gives the same numbers. And local files are nobody's download: without a
-    network, the attempt to count one would wait for it.
+    network, the attempt to count one would wait for it. And lm-eval asks git for a commit, also
+    where there is no repository.
     """
     before = os.environ.get("DISABLE_MULTIPROC")
     counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     os.environ["DISABLE_MULTIPROC"] = "1"
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    commit = lm_eval.evaluator.get_git_commit_hash
+    lm_eval.evaluator.get_git_commit_hash = _commit
     try:
         yield
     finally:
+        lm_eval.evaluator.get_git_commit_hash = commit
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
         if before is None:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+def _commit() -> str | None:
+    """What lm-eval writes as `git_hash`; None outside of repositories."""
+    try:
+        told = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return told.stdout.strip() or None
 
 
 def _refuse(message: str) -> NoReturn:

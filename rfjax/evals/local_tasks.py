@@ -88,7 +88,7 @@ class LocalTask(ConfigurableTask):
 
     def doc_to_target(self, doc: Mapping[str, Any], doc_to_target: Any = None) -> Any:
         """What is expected; of generations without the white space around it, as their output."""
-        target = super().doc_to_target(doc, doc_to_target)
+        target: Any = super().doc_to_target(doc, doc_to_target)
         return target.strip() if GENERATION.output_type == self.OUTPUT_TYPE else target
 
     def check_examples(self, number: int) -> None:
