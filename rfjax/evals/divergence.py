@@ -25,8 +25,8 @@ def divergences(
     static_argnames=("first", "base_config", "config"))`, `jax.vmap` and `jax.grad` (the mean KLD
     is differentiable in `params`). Logits are never held for more than a few rows at a time; the
     divergence is over the whole vocabulary and good in f32 down to 1e-12
-    (`rfjax.ops.divergence`). A model beside itself gives 0 within rounding (below 1e-12 in f32): exactly
-    where XLA compiles both to the same code, which it mostly does.
+    (`rfjax.ops.divergence`). A model beside itself gives 0 within rounding: exactly 0 where
+    XLA compiles both alike, as it mostly does.
 
     Args:
         base_params, base_config: of the base.

@@ -16,7 +16,10 @@ from rfjax.models.configure import configure
 from rfjax.ops.likelihood import rows_at_a_time
 
 Residency = Literal["all", "one", "layers"]
-"""All models together, in one program; one model after the other; or a layer after the other."""
+"""All models together, in one program; one model after the other; or a layer after the other.
+
+Figures agree within rounding, which in bfloat16 is visible: the way belongs to what is reported.
+"""
 
 _LOGITS_COPIES = 6
 """Arrays as large as the logits held together that a comparison makes of them, from above."""
