@@ -140,8 +140,7 @@ class _Run:
         # A likelihood does not depend on how many tasks are drawn: that is no part of it.
         self._about = {name: text_hash(data) for name, data in tasks.items()}
         self._about |= {"n_ctx": settings.n_ctx, "batch_invariant": True}
-        self._n_kept = 0
-        self._start = time.perf_counter()
+        self._n_kept, self._start = 0, 0.0
 
     @contextlib.contextmanager
     def going_on(self, line: Line, start: str) -> Iterator[dict[str, Any]]:
@@ -155,6 +154,7 @@ class _Run:
             running_output(printing=not settings.json, start=start) as tell,
         ):
             self._n_kept = 0 if journal is None else len(journal)
+            self._start = time.perf_counter()  # hashing for the journal is over
 
             def on_task(n_done: int, n_tasks: int, outcomes: Sequence["ChoiceOutcome"]) -> None:
                 nonlocal correct

@@ -48,7 +48,6 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
     from rfjax.evals.kl_divergence import write_kl_base
     from rfjax.evals.perplexity import perplexity
 
-    start = time.perf_counter()
     at_a_time = max(1, settings.tokens_per_batch // max(1, settings.n_ctx))
 
     def line(chunk: int, sums: "RunningPerplexity") -> str:
@@ -62,7 +61,7 @@ def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | N
         _journal(llm, text, settings) as journal,
         running_output(printing=not settings.json) as tell,
     ):
-        kept = 0 if journal is None else len(journal)
+        kept, start = 0 if journal is None else len(journal), time.perf_counter()
         sizes = {"n_ctx": settings.n_ctx, "chunks": settings.chunks, "batch_size": at_a_time}
         on_sums = _telling(tell, line)
         if base is None:
@@ -84,7 +83,6 @@ def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> N
     """Perplexity with a stride, for which llama-perplexity prints no final estimate."""
     from rfjax.evals.strided import strided_perplexity, window_length
 
-    start = time.perf_counter()
     window = max(1, window_length(settings.n_ctx, stride))
 
     def line(chunk: int, sums: "RunningPerplexity") -> str:
@@ -96,7 +94,7 @@ def run_strided(llm: "LLM", text: str, settings: TextSettings, stride: int) -> N
         _journal(llm, text, settings, stride) as journal,
         running_output(printing=not settings.json) as tell,
     ):
-        kept = 0 if journal is None else len(journal)
+        kept, start = 0 if journal is None else len(journal), time.perf_counter()
         result = strided_perplexity(
             llm.model,
             text,
