@@ -83,6 +83,17 @@ def test_json_has_every_figure_and_where_it_comes_from(kld):
     assert ways == ["all", "layers"] and whole == streamed
 
 
+def test_minus_one_chunks_are_all(kld, compare):
+    for command in (kld, lambda *flags: compare("--no-speed", *flags)):
+        counts = [
+            json.loads(command("--json", "-q", *flags)[1])["n_chunks"]
+            for flags in ((), ("--chunks", -1), ("--chunks", 2))
+        ]
+        assert counts[0] == counts[1] > counts[2] == 2
+        code, _, err = command("--chunks", 0)
+        assert code == 2 and "chunks: got 0" in err
+
+
 def test_full_statistics_are_llama_perplexity_s(run, folder, kld):
     text = folder / "long.txt"
     text.write_text((folder / "text.txt").read_text() * 4, encoding="utf-8")

@@ -82,6 +82,7 @@ def compare(
     from rfjax.inspection import inspect_file
 
     text = read_text(file)
+    chunks = None if chunks == -1 else chunks
     if png is not None or html is not None:
         _check_drawing((png, html))
     paths = list(dict.fromkeys(files if base is None else [*files, base]))

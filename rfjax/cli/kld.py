@@ -58,6 +58,7 @@ def kld(
     from rfjax.cli.comparing import comparing, settings_of
 
     text = read_text(file)
+    chunks = None if chunks == -1 else chunks
     start = time.perf_counter()
     with progress_bar() as bar:
         compared = comparing(

@@ -93,7 +93,7 @@ ChunkTokens = Annotated[
     typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of a chunk; its second half counts."),
 ]
 Chunks = Annotated[
-    int | None, typer.Option(min=1, help="Compare only the first chunks; by default all.")
+    int | None, typer.Option(help="Take only the first chunks; by default, or with -1, all.")
 ]
 TOKENS_PER_BATCH = 2048
 """llama-perplexity's default of `BatchTokens`."""
