@@ -1,5 +1,6 @@
 """`rfjax eval`: task files and YAML tasks without a network, results, checks, journals."""
 
+import hashlib
 import json
 import re
 import socket
@@ -255,6 +256,20 @@ def test_yaml_tasks_with_local_data(rfjax, model, files, tmp_path, monkeypatch):
         code, stdout, _ = rfjax("eval", model, "--tasks", *tasks, "--limit", 1, "--num_fewshot", 0)
         assert code == 0
         assert "|mine " in stdout and "acc_norm" in stdout
+    named = ("eval", model, "--tasks", "mine", "--include_path", folder, "--limit", 1, "--json")
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(rfjax(*named, "-q")[1])
+    data = files["questions"].read_text()
+    files["questions"].write_text(data.replace("Who", "Why"))
+    after.write_text(rfjax(*named, "-q")[1])
+    told = [json.loads(path.read_text())["provenance"]["settings"] for path in (before, after)]
+    own = [settings["lm_eval"]["tasks"][0]["mine"] for settings in told]
+    assert own[0].keys() == own[1].keys() == {"mine.yaml", "questions.jsonl"}
+    assert own[0]["mine.yaml"] == own[1]["mine.yaml"]
+    assert own[0]["questions.jsonl"] == hashlib.sha256(data.encode()).hexdigest()
+    code, stdout, _ = rfjax("eval", "--check", before)
+    assert code == 1
+    assert "measured: settings.lm_eval.tasks[0].mine.questions.jsonl: " in stdout
     code, _, stderr = rfjax("eval", model, "--tasks", "not_there", "--include_path", folder)
     assert code == 2
     assert "Tasks not found: not_there" in stderr

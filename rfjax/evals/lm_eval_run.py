@@ -22,6 +22,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from rfjax.errors import ConfigError, RequestError
 from rfjax.evals.journal import Journal
+from rfjax.evals.lm_eval_files import task_files
 from rfjax.evals.lm_eval_model import OnProgress, RfjaxLM
 from rfjax.evals.local_tasks import LocalTask, load_local_task
 from rfjax.evals.provenance import provenance
@@ -132,9 +133,10 @@ def set_up(arguments: Mapping[str, Any], *, bootstrap_iters: int = 100_000) -> L
     manager = _found(config)
     tasks = (*local, *config.tasks)
     _check_names(tasks)
-    files = [{task.file.name: task.file.sha256} for task in local]
+    files: list[Any] = [{task.file.name: task.file.sha256} for task in local]
+    files += [_described(name, manager) for name in known]
     settings = {
-        "tasks": [*files, *(os.path.basename(name) for name in known)],
+        "tasks": files,
         "bootstrap_iters": bootstrap_iters,
         **{name: getattr(config, name) for name in _FIGURES},
     }
@@ -296,6 +298,13 @@ def _seeds(seeds: Any) -> dict[str, int | None]:
     """Of lm-eval's four generators; None leaves one as it is."""
     names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return dict(zip(names, seeds or (None,) * len(names), strict=True))
+
+
+def _described(name: str, manager: TaskManager) -> Any:
+    """A task as settings have it: with hashes of its files, unless they are lm-eval's own."""
+    own = task_files(name, manager)
+    last = os.path.basename(os.path.normpath(name))
+    return {last: own} if own else last
 
 
 def _check_examples(number: int | None, tasks: Sequence[LocalTask]) -> None:
