@@ -5,7 +5,7 @@ llama-perplexity's `--kl-divergence`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -14,8 +14,10 @@ import numpy as np
 from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.errors import RequestError
+from rfjax.evals.chunk_journal import with_journal
 from rfjax.evals.divergence import divergences_of_states, many_divergences
 from rfjax.evals.final_states import FinalStates
+from rfjax.evals.journal import Journal
 from rfjax.evals.kl_divergence import KLResult
 from rfjax.evals.kl_statistics import KLStatistics
 from rfjax.evals.perplexity import TOKENS_PER_BATCH, check_context, check_count, text_chunks
@@ -52,6 +54,7 @@ def kld(
     n_ctx: int = 512,
     chunks: int | None = None,
     batch_size: int | None = None,
+    journal: Journal | None = None,
     on_chunk: OnChunk | None = None,
 ) -> list[KLResult]:
     """Compare models with a base, all of them in one program over the text.
@@ -62,6 +65,8 @@ def kld(
         base: what the others are compared with; its tokenizer cuts the text.
         models: of the same vocabulary; sizes, dtypes and kinds of weights may differ.
         text, n_ctx, chunks, batch_size: as of `rfjax.evals.perplexity.perplexity`.
+        journal: about the base and these models in this order; chunks that it has are not
+            computed again, and others are added to it.
         on_chunk: called after each chunk.
 
     Returns:
@@ -83,10 +88,18 @@ def kld(
         configs=tuple(model.config for model in models),
     )
     statistics = [KLStatistics() for _ in models]
-    batches = in_batches(compute, rows, chunks_at_a_time(rows, batch_size), mesh=base.mesh)
-    for done, found in enumerate(batches, 1):
-        for each, model, sums in zip(found, models, statistics, strict=True):
-            _add(sums, each, base.config, model.config)
+    size = chunks_at_a_time(rows, batch_size)
+
+    def computed(some: np.ndarray) -> Iterator[np.ndarray]:
+        for found in in_batches(compute, some, size, mesh=base.mesh):
+            for each, model in zip(found, models, strict=True):
+                _check(each, base.config, model.config)
+            yield np.asarray([_arrays(each) for each in found], np.float32)
+
+    values = with_journal(computed, rows, journal, kind="kld", first=n_ctx // 2)
+    for done, found in enumerate(values, 1):
+        for arrays, sums in zip(found, statistics, strict=True):
+            _add(sums, arrays)
         if on_chunk is not None:
             on_chunk(done, len(rows), statistics)
     return [KLResult(sums.summary(), len(rows), n_ctx) for sums in statistics]
@@ -122,7 +135,8 @@ def compare_states(
     inputs = zip(base.hidden, own.hidden, targets, strict=True)
     found = in_batches(compute, inputs, chunks_at_a_time(rows, batch_size))
     for done, each in enumerate(found, 1):
-        _add(statistics, each, base.config, own.config)
+        _check(each, base.config, own.config)
+        _add(statistics, _arrays(each))
         if on_chunk is not None:
             on_chunk(done, len(rows), [statistics])
     return KLResult(statistics.summary(), len(rows), n_ctx)
@@ -187,14 +201,21 @@ def check_same_vocabulary(base: Described, model: Described) -> None:
             )
 
 
-def _add(
-    statistics: KLStatistics, found: TokenDivergences, base: ModelConfig, config: ModelConfig
-) -> None:
-    nll, nll_base = np.asarray(found.nll), np.asarray(found.nll_base)
-    check_not_nan(nll_base, base.dtype)
-    check_not_nan(nll, config.dtype)
-    others = map(np.asarray, (found.kld, found.p_diff, found.same_top))
-    statistics.add(nll, nll_base, *others)
+def _check(found: TokenDivergences, base: ModelConfig, config: ModelConfig) -> None:
+    """Refuse what has a NaN, naming the model's dtype."""
+    check_not_nan(np.asarray(found.nll_base), base.dtype)
+    check_not_nan(np.asarray(found.nll), config.dtype)
+
+
+def _arrays(found: TokenDivergences) -> list[np.ndarray]:
+    """In the order of `KLStatistics.add`."""
+    fields = found.nll, found.nll_base, found.kld, found.p_diff, found.same_top
+    return [np.asarray(field) for field in fields]
+
+
+def _add(statistics: KLStatistics, arrays: Sequence[np.ndarray]) -> None:
+    nll, nll_base, divergence, p_diff, same_top = arrays
+    statistics.add(nll, nll_base, divergence, p_diff, same_top.astype(np.bool_))
 
 
 @functools.cache

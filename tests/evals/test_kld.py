@@ -13,6 +13,7 @@ import rfjax
 from rfjax.errors import CapacityError, ModelFormatError, RequestError
 from rfjax.evals import residency
 from rfjax.evals.final_states import final_states
+from rfjax.evals.journal import Journal
 from rfjax.evals.kld import kld
 from rfjax.evals.kld_files import kld_files
 from rfjax.evals.perplexity import perplexity
@@ -57,6 +58,32 @@ def together(paths, ids):
     )
     assert told == [(i, 5, 7 * i) for i in range(1, 6)]
     return dict(zip(("base", "q8", "small"), results, strict=True))
+
+
+def test_an_interrupted_comparison_goes_on_from_its_journal(paths, ids, together, tmp_path):
+    models = [load(paths[name]) for name in ("base", "base", "q8", "small")]
+    told = []
+
+    def on_chunk(done, total, sums):
+        told.append(done)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    def compare():
+        with Journal.open(tmp_path / "kld.jsonl", {}) as journal:
+            before = len(journal)
+            sizes = {"n_ctx": 16, "batch_size": 2}
+            return before, kld(
+                models[0], models[1:], ids, **sizes, journal=journal, on_chunk=on_chunk
+            )
+
+    with pytest.raises(KeyboardInterrupt):
+        compare()
+    for expected in (2, 5):
+        before, results = compare()
+        assert before == expected
+        assert results == list(together.values())
+    assert told == [1, 2, *range(1, 6), *range(1, 6)]
 
 
 def test_the_figures_are_those_of_each_model(paths, ids, together):
