@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rfjax
-from rfjax.evals.divergence import divergences
+from rfjax.evals.kl.divergence import divergences
 
 MODELS = pathlib.Path(__file__).parent / "models"
 

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from rfjax import Model
-from rfjax.evals.continuation import Continuation
 from rfjax.evals.perplexity import perplexity
 from rfjax.evals.score import score
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.scoring.continuation import Continuation
+from rfjax.evals.scoring.scorer import Scorer
 from rfjax.models.random_params import random_params, tensor_types
 from rfjax.models.shape import load_shape
 

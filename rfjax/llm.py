@@ -24,7 +24,6 @@ from rfjax.engine.request import Request
 from rfjax.engine.sampling_params import SamplingParams
 from rfjax.engine.warm_up import WarmUp
 from rfjax.errors import CapacityError, ConfigError, RequestError
-from rfjax.evals.journal import Journal
 from rfjax.evals.loglikelihood import (
     Likelihood,
     RollingLikelihood,
@@ -32,8 +31,9 @@ from rfjax.evals.loglikelihood import (
     loglikelihood_rolling,
 )
 from rfjax.evals.perplexity import PerplexityResult, perplexity
-from rfjax.evals.provenance import provenance
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.records.journal import Journal
+from rfjax.evals.records.provenance import provenance
+from rfjax.evals.scoring.scorer import Scorer
 from rfjax.io.load import Model, load
 from rfjax.models.config import ModelConfig
 from rfjax.ops.dispatch import KernelPolicy
@@ -318,7 +318,7 @@ class LLM:
     def scorer(self, *, batch_invariant: bool = True) -> Scorer:
         """What `loglikelihood` scores with, for tokens one by one and for tasks of one's own.
 
-        The engine's cache makes room for it. See `rfjax.evals.scorer.Scorer`.
+        The engine's cache makes room for it. See `rfjax.evals.scoring.scorer.Scorer`.
 
         Raises:
             UnsupportedError: the model is bidirectional.

@@ -21,8 +21,8 @@ from rfjax.cli.choice_tasks import (
     run_winogrande,
 )
 from rfjax.errors import RequestError
-from rfjax.evals.multiple_choice_file import write_multiple_choice
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.scoring.scorer import Scorer
+from rfjax.evals.tasks.multiple_choice_file import write_multiple_choice
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "examples" / "models" / "shakespeare.gguf"
 PLAIN = TaskSettings(512, quiet=True)

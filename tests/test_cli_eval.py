@@ -124,7 +124,7 @@ def test_a_result_is_checked(rfjax, model, files, tmp_path):
 
 
 def test_a_check_computes_anew(rfjax, model, files, tmp_path, monkeypatch):
-    from rfjax.evals.lm_eval_model import RfjaxLM
+    from rfjax.evals.harness.lm_eval_model import RfjaxLM
 
     journal, path = tmp_path / "journal.jsonl", tmp_path / "result.json"
     run = ("eval", model, "--tasks", files["texts"], "--json", "-q", "--journal", journal)
@@ -211,7 +211,7 @@ def test_another_file_is_another_measurement(rfjax, model, files, tmp_path):
 
 
 def test_an_interrupted_evaluation_goes_on(rfjax, model, files, tmp_path, monkeypatch):
-    from rfjax.evals.lm_eval_model import RfjaxLM
+    from rfjax.evals.harness.lm_eval_model import RfjaxLM
 
     journal = tmp_path / "journal.jsonl"
     tasks = ("--tasks", files["choices"], "--tasks", files["generations"], *GENERATED)
@@ -276,7 +276,7 @@ def test_yaml_tasks_with_local_data(rfjax, model, files, tmp_path, monkeypatch):
 
 
 def test_data_that_are_not_to_be_had(rfjax, model, files, monkeypatch):
-    import rfjax.evals.lm_eval_run as lm_eval_run
+    import rfjax.evals.harness.lm_eval_run as lm_eval_run
 
     def unreachable(**arguments):
         raise ConnectionError("Couldn't reach 'them' on the Hub")

@@ -157,7 +157,7 @@ def test_results_are_printed_though_drawing_fails(compare, tmp_path, monkeypatch
     def failing(files, title):
         raise RequestError("no drawing today")
 
-    monkeypatch.setattr("rfjax.evals.comparison_plot.draw_comparison", failing)
+    monkeypatch.setattr("rfjax.evals.comparison.plot.draw_comparison", failing)
     for flags in ((), ("--json",)):
         code, out, err = compare("--no-speed", "--png", tmp_path / "plot.png", *flags)
         assert code == 2 and "no drawing today" in err

@@ -13,10 +13,10 @@ from support.command_line import loading_once, runner
 
 from rfjax.cli.choice_tasks import TaskSettings
 from rfjax.cli.running import running_output
-from rfjax.evals import kl_report
-from rfjax.evals.kl_base_file import KLBase, writing
-from rfjax.evals.kl_divergence import kl_divergence
-from rfjax.evals.provenance import text_hash
+from rfjax.evals.kl import kl_report
+from rfjax.evals.kl.against_file import kl_divergence
+from rfjax.evals.kl.kl_base_file import KLBase, writing
+from rfjax.evals.records.provenance import text_hash
 from rfjax.evals.strided import strided_perplexity
 
 pytestmark = pytest.mark.quick_compile

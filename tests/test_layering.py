@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "rfjax"
 LAYERS = (
     ("rfjax.cli",),
     ("rfjax",),  # the facade, rfjax/__init__.py alone
-    ("rfjax.server", "rfjax.bench", "rfjax.evals.lm_eval_*"),  # what runs a whole LLM
+    ("rfjax.server", "rfjax.bench", "rfjax.evals.harness.lm_eval_*"),  # what runs a whole LLM
     ("rfjax.llm", "rfjax.doctor", "rfjax.inspection", "rfjax.placement"),
     ("rfjax.evals",),
     ("rfjax.engine",),
@@ -67,19 +67,19 @@ WITHOUT_JAX = (
     "rfjax.engine.sequence",
     "rfjax.engine.stop",
     "rfjax.engine.warm_up",
-    "rfjax.evals.choice_task",
-    "rfjax.evals.chunk_journal",
-    "rfjax.evals.difference",
-    "rfjax.evals.hellaswag",
-    "rfjax.evals.journal",
-    "rfjax.evals.lm_eval_result",
-    "rfjax.evals.kl_base_file",
-    "rfjax.evals.kl_report",
-    "rfjax.evals.kl_statistics",
-    "rfjax.evals.multiple_choice",
-    "rfjax.evals.multiple_choice_file",
-    "rfjax.evals.task_sampling",
-    "rfjax.evals.winogrande",
+    "rfjax.evals.tasks.choice_task",
+    "rfjax.evals.records.chunk_journal",
+    "rfjax.evals.records.difference",
+    "rfjax.evals.tasks.hellaswag",
+    "rfjax.evals.records.journal",
+    "rfjax.evals.harness.lm_eval_result",
+    "rfjax.evals.kl.kl_base_file",
+    "rfjax.evals.kl.kl_report",
+    "rfjax.evals.kl.kl_statistics",
+    "rfjax.evals.tasks.multiple_choice",
+    "rfjax.evals.tasks.multiple_choice_file",
+    "rfjax.evals.tasks.task_sampling",
+    "rfjax.evals.tasks.winogrande",
 )
 
 

@@ -22,10 +22,10 @@ from rfjax.cli.running import running_output
 from rfjax.errors import RequestError
 
 if TYPE_CHECKING:
-    from rfjax.evals.choice_task import ChoiceOutcome
-    from rfjax.evals.hellaswag import HellaSwagResult
-    from rfjax.evals.multiple_choice import MultipleChoiceResult
-    from rfjax.evals.winogrande import WinoGrandeResult
+    from rfjax.evals.tasks.choice_task import ChoiceOutcome
+    from rfjax.evals.tasks.hellaswag import HellaSwagResult
+    from rfjax.evals.tasks.multiple_choice import MultipleChoiceResult
+    from rfjax.evals.tasks.winogrande import WinoGrandeResult
     from rfjax.llm import LLM
 
     Result = HellaSwagResult | MultipleChoiceResult | WinoGrandeResult
@@ -58,7 +58,7 @@ def run_hellaswag(
     load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a text file of six lines a task, of which `n_tasks` are drawn."""
-    from rfjax.evals.hellaswag import hellaswag, read_hellaswag, wilson_interval
+    from rfjax.evals.tasks.hellaswag import hellaswag, read_hellaswag, wilson_interval
 
     def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
         low, high = wilson_interval(n_correct, n_done)
@@ -77,7 +77,7 @@ def run_winogrande(
     load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a comma-separated file, of which `n_tasks`, or for 0 all, are drawn."""
-    from rfjax.evals.winogrande import n_unread, read_winogrande, winogrande
+    from rfjax.evals.tasks.winogrande import n_unread, read_winogrande, winogrande
 
     def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
         first, second = (_number(score, 10, 6) for score in outcome.scores)
@@ -104,8 +104,8 @@ def run_multiple_choice(
     load: Callable[[], "LLM"], path: Path, n_tasks: int, settings: TaskSettings
 ) -> None:
     """The score of a binary file, of which `n_tasks`, or for 0 all, are drawn."""
-    from rfjax.evals.multiple_choice import multiple_choice
-    from rfjax.evals.multiple_choice_file import read_multiple_choice
+    from rfjax.evals.tasks.multiple_choice import multiple_choice
+    from rfjax.evals.tasks.multiple_choice_file import read_multiple_choice
 
     def line(n_done: int, n_correct: int, outcome: "ChoiceOutcome") -> str:
         return f"{n_done}\t{100.0 * n_correct / n_done:.8f}\n"
@@ -133,7 +133,7 @@ class _Run:
         """`tasks` is the file by the name of the measurement."""
         if llm.tokenizer is None:
             raise RequestError(f"{llm.model.path} has no tokenizer, and tasks are texts")
-        from rfjax.evals.provenance import text_hash
+        from rfjax.evals.records.provenance import text_hash
 
         self.tokenizer, self.scorer = llm.tokenizer, llm.scorer()
         self._model, self._path, self._n_tasks, self._settings = llm.model, path, n_tasks, settings
@@ -187,7 +187,7 @@ class _Run:
                 note(f"{what}: {rate}, tokenization and compilation included")
 
     def _write_json(self, result: "Result", seconds: float) -> None:
-        from rfjax.evals.provenance import with_provenance
+        from rfjax.evals.records.provenance import with_provenance
 
         names = {"model": self._model.path, "file": str(self._path)}
         figures = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}

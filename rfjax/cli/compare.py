@@ -19,7 +19,7 @@ from rfjax.progress import progress_bar
 if TYPE_CHECKING:
     from rfjax.bench.result import Result
     from rfjax.cli.comparing import Compared
-    from rfjax.evals.comparison import ComparedFile, Rate
+    from rfjax.evals.comparison.compared_file import ComparedFile, Rate
     from rfjax.io.load import Model
 
 _PROMPT, _GENERATION = 512, 64
@@ -78,7 +78,7 @@ def compare(
     every other has one that is at most as large and at most as far from the base.
     """
     from rfjax.cli.comparing import comparing, settings_of
-    from rfjax.evals.comparison import most_exact, with_front
+    from rfjax.evals.comparison.compared_file import most_exact, with_front
     from rfjax.inspection import inspect_file
 
     text = read_text(file)
@@ -151,7 +151,7 @@ def _measure(model: "Model") -> "tuple[Rate, Rate]":
     from rfjax.bench.case import Case
     from rfjax.bench.model_bench import BenchConfig, bench
     from rfjax.bench.subject import from_model
-    from rfjax.evals.comparison import Rate
+    from rfjax.evals.comparison.compared_file import Rate
 
     limit = model.config.context_length
     cases = (Case(n_prompt=min(_PROMPT, limit)), Case(n_gen=min(_GENERATION, limit)))
@@ -172,7 +172,7 @@ def _files(
     compared: "Compared",
     rates: "dict[Path, tuple[Rate, Rate]]",
 ) -> "list[ComparedFile]":
-    from rfjax.evals.comparison import ComparedFile, short_names
+    from rfjax.evals.comparison.compared_file import ComparedFile, short_names
 
     return [
         ComparedFile(
@@ -237,7 +237,7 @@ def _check_drawing(paths: Sequence[Path | None]) -> None:
         ConfigError: matplotlib is missing.
         RequestError: both are the same, or one cannot be written.
     """
-    from rfjax.evals.comparison_plot import need_matplotlib
+    from rfjax.evals.comparison.plot import need_matplotlib
 
     need_matplotlib()
     given = [path for path in paths if path is not None]
@@ -256,8 +256,8 @@ def _check_drawing(paths: Sequence[Path | None]) -> None:
 def _draw(
     files: "Sequence[ComparedFile]", title: str, notes: str, png: Path | None, html: Path | None
 ) -> None:
-    from rfjax.evals.comparison_page import comparison_page
-    from rfjax.evals.comparison_plot import as_bytes, draw_comparison
+    from rfjax.evals.comparison.page import comparison_page
+    from rfjax.evals.comparison.plot import as_bytes, draw_comparison
 
     figure = draw_comparison(files, title)
     try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from rfjax.evals.kl_divergence import KLResult
-    from rfjax.evals.residency import Residency
+    from rfjax.evals.kl.against_file import KLResult
+    from rfjax.evals.kl.residency import Residency
     from rfjax.io.load import Model
     from rfjax.io.parts import ModelParts
     from rfjax.ops.dispatch import KernelPolicy
@@ -69,10 +69,10 @@ def comparing(
         settings: what the figures depend on besides, to be kept with where the models come from.
     """
     from rfjax.cli.model import open_model
-    from rfjax.evals.kld_files import kld_files
+    from rfjax.evals.kl.kld_files import kld_files
+    from rfjax.evals.kl.residency import choose_residency
     from rfjax.evals.perplexity import check_count
-    from rfjax.evals.provenance import provenance
-    from rfjax.evals.residency import choose_residency
+    from rfjax.evals.records.provenance import provenance
     from rfjax.io.load import resolve_dtype
     from rfjax.io.parts import open_parts
     from rfjax.quant.qtensor import has_packed
@@ -140,7 +140,7 @@ def comparing(
 
 def settings_of(text: str, ctx: int, chunks: int | None, batch_size: int) -> dict[str, Any]:
     """What the figures depend on besides the models."""
-    from rfjax.evals.provenance import text_hash
+    from rfjax.evals.records.provenance import text_hash
 
     return {
         "text_hash": text_hash(text),
@@ -154,7 +154,7 @@ def _of_parts(parts: "ModelParts", settings: Mapping[str, Any]) -> dict[str, Any
     """Where a model comes from that is never loaded whole."""
     import jax
 
-    from rfjax.evals.provenance import provenance
+    from rfjax.evals.records.provenance import provenance
     from rfjax.io.load import Model
     from rfjax.io.memory import make_plan, memory_of
 

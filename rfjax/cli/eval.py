@@ -15,7 +15,7 @@ from rfjax.errors import ConfigError, RequestError
 from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rfjax.evals.lm_eval_run import LmEvalRun
+    from rfjax.evals.harness.lm_eval_run import LmEvalRun
 
 _WRITING = ("output_path", "log_samples")
 """Of lm-eval's flags, those that write files."""
@@ -112,7 +112,7 @@ def evaluate(
         raise typer.BadParameter("the model stands before all flags", param_hint="MODEL")
     if model is None:
         raise typer.BadParameter("give a GGUF file, or --check", param_hint="MODEL")
-    from rfjax.evals.lm_eval_run import parse_flags
+    from rfjax.evals.harness.lm_eval_run import parse_flags
 
     named = ["--tasks", ",".join(tasks)] if tasks else []  # of several, lm-eval takes the last
     run["arguments"] = parse_flags([*named, *context.args])
@@ -134,7 +134,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _need_lm_eval() -> None:
     try:
-        import rfjax.evals.lm_eval_run  # noqa: F401
+        import rfjax.evals.harness.lm_eval_run  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"rfjax eval needs lm-eval 0.4.13 or newer, and importing it says: {error}. Install it "
@@ -144,7 +144,7 @@ def _need_lm_eval() -> None:
 
 def _run(run: Mapping[str, Any], journal: Path | None, checked: str | None = None) -> "LmEvalRun":
     """Run; what is interrupted says what it leaves behind."""
-    from rfjax.evals.journal import count_results
+    from rfjax.evals.records.journal import count_results
 
     try:
         return _evaluated(run, journal, checked)
@@ -161,7 +161,7 @@ def _evaluated(run: Mapping[str, Any], journal: Path | None, checked: str | None
     """Set up, load, evaluate. What needs no model is found out before it is loaded."""
     from rfjax.cli.model import open_model
     from rfjax.engine.config import EngineConfig
-    from rfjax.evals.lm_eval_run import evaluate, set_up
+    from rfjax.evals.harness.lm_eval_run import evaluate, set_up
 
     with contextlib.redirect_stdout(sys.stderr):  # what lm-eval prints on its way is no result
         setup = set_up(run["arguments"], bootstrap_iters=run["bootstrap_iters"])
@@ -210,9 +210,9 @@ def _check(path: Path, given: Mapping[str, Any], flags: list[str], journal: Path
         RequestError: the file is no result of `rfjax eval`, or a damaged one.
         ConfigError: flags beside it.
     """
-    from rfjax.evals.lm_eval_result import read_lm_eval_result
-    from rfjax.evals.lm_eval_run import comparable
-    from rfjax.evals.result_file import compare_results
+    from rfjax.evals.harness.lm_eval_result import read_lm_eval_result
+    from rfjax.evals.harness.lm_eval_run import comparable
+    from rfjax.evals.records.result_file import compare_results
 
     if flags:
         raise ConfigError(

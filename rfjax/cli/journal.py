@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rfjax.cli.output import note
 
 if TYPE_CHECKING:
-    from rfjax.evals.journal import Journal
+    from rfjax.evals.records.journal import Journal
     from rfjax.io.load import Model
 
 
@@ -21,17 +21,18 @@ def opened_journal(
     Args:
         path: of the journal.
         model: as loaded.
-        settings: what results depend on besides, as for `rfjax.evals.provenance.provenance`.
+        settings: what results depend on besides, as for
+            `rfjax.evals.records.provenance.provenance`.
         quiet: say nothing of results that are there already.
 
     Raises:
-        RequestError: as `rfjax.evals.journal.Journal.open`.
+        RequestError: as `rfjax.evals.records.journal.Journal.open`.
     """
     if path is None:
         yield None
         return
-    from rfjax.evals.journal import Journal
-    from rfjax.evals.provenance import provenance
+    from rfjax.evals.records.journal import Journal
+    from rfjax.evals.records.provenance import provenance
 
     with Journal.open(path, provenance(model, settings)) as journal:
         if len(journal) and not quiet:

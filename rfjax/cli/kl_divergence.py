@@ -9,7 +9,7 @@ from rfjax.cli.output import note, write, write_json
 from rfjax.cli.running import running_output
 
 if TYPE_CHECKING:
-    from rfjax.evals.kl_statistics import KLStatistics
+    from rfjax.evals.kl.kl_statistics import KLStatistics
     from rfjax.llm import LLM
 
 
@@ -20,7 +20,7 @@ def check_base(path: Path) -> None:
         RequestError: it cannot be read.
         ModelFormatError: it is something else, or damaged.
     """
-    from rfjax.evals.kl_base_file import reading
+    from rfjax.evals.kl.kl_base_file import reading
 
     with reading(path):
         pass
@@ -45,10 +45,10 @@ def run_kl_divergence(
         json: print one JSON object instead of llama-perplexity's lines.
         quiet: print no summary on stderr.
     """
-    from rfjax.evals import kl_report
-    from rfjax.evals.kl_base_file import reading
-    from rfjax.evals.kl_divergence import kl_divergence
-    from rfjax.evals.provenance import with_provenance
+    from rfjax.evals.kl import kl_report
+    from rfjax.evals.kl.against_file import kl_divergence
+    from rfjax.evals.kl.kl_base_file import reading
+    from rfjax.evals.records.provenance import with_provenance
 
     start = time.perf_counter()
     with reading(base) as (header, _):

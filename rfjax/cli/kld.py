@@ -14,7 +14,7 @@ from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from rfjax.cli.comparing import Compared
-    from rfjax.evals.kl_divergence import KLResult
+    from rfjax.evals.kl.against_file import KLResult
 
 _WAYS = {
     "all": "all models together, in one program",
@@ -111,7 +111,7 @@ def _record(base: Path, quants: list[Path], file: Path, compared: "Compared") ->
 
 
 def _show(base: Path, quants: list[Path], results: "list[KLResult]", *, full: bool) -> None:
-    from rfjax.evals.kl_report import report
+    from rfjax.evals.kl.kl_report import report
 
     numbers = ("PPL", "ln(PPL/base)", "KLD", "median", "99%", "maximum", "RMS Δp", "same top")
     table = columns("file", *numbers, right=numbers)

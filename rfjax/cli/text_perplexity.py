@@ -13,8 +13,8 @@ from rfjax.cli.running import Tell, running_output
 from rfjax.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rfjax.evals.journal import Journal
     from rfjax.evals.perplexity import OnSums, PerplexityResult, RunningPerplexity
+    from rfjax.evals.records.journal import Journal
     from rfjax.llm import LLM
 
 
@@ -45,7 +45,7 @@ class TextSettings:
 
 def run_perplexity(llm: "LLM", text: str, settings: TextSettings, base: Path | None) -> None:
     """Perplexity in chunks; with `base`, the model's probabilities go to that file."""
-    from rfjax.evals.kl_divergence import write_kl_base
+    from rfjax.evals.kl.against_file import write_kl_base
     from rfjax.evals.perplexity import perplexity
 
     at_a_time = max(1, settings.tokens_per_batch // max(1, settings.n_ctx))
@@ -157,7 +157,7 @@ def _journal(
 
 def _about(text: str, settings: TextSettings, stride: int | None) -> dict[str, Any]:
     """What a chunk's values depend on, which is not how many chunks there are."""
-    from rfjax.evals.provenance import text_hash
+    from rfjax.evals.records.provenance import text_hash
 
     return {
         "text": text_hash(text),
@@ -174,7 +174,7 @@ def _write_json(
     figures: dict[str, Any],
     stride: int | None = None,
 ) -> None:
-    from rfjax.evals.provenance import with_provenance
+    from rfjax.evals.records.provenance import with_provenance
 
     names = {"model": llm.model.path, "file": str(settings.source)}
     chosen = {**_about(text, settings, stride), "chunks": settings.chunks}

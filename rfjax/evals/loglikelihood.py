@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
-from rfjax.evals.continuation import Continuation, ContinuationScore
-from rfjax.evals.journal import Journal, continuation_key
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.records.journal import Journal, continuation_key
+from rfjax.evals.scoring.continuation import Continuation, ContinuationScore
+from rfjax.evals.scoring.scorer import Scorer
 from rfjax.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

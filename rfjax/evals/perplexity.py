@@ -18,8 +18,8 @@ from rfjax.engine.compiler_options import compiler_options
 from rfjax.engine.finite import check_not_nan
 from rfjax.engine.request import as_token_ids
 from rfjax.errors import RequestError
-from rfjax.evals.chunk_journal import with_journal
-from rfjax.evals.journal import Journal
+from rfjax.evals.records.chunk_journal import with_journal
+from rfjax.evals.records.journal import Journal
 from rfjax.evals.row_batches import in_batches
 from rfjax.evals.score import score
 from rfjax.io.load import Model
@@ -152,8 +152,8 @@ def perplexity(
         n_ctx: tokens of a chunk.
         chunks: score only that many; None scores all. A tail shorter than a chunk is dropped.
         batch_size: chunks scored at a time; the result does not depend on it beyond rounding.
-        journal: about this model (`rfjax.evals.provenance.provenance`); chunks that it has are
-            not computed again, and others are added to it.
+        journal: about this model (`rfjax.evals.records.provenance.provenance`); chunks that it has
+            are not computed again, and others are added to it.
         on_chunk: called with (chunk number from 1, number of chunks, running estimate).
         on_sums: the same with all that is known of the tokens so far, for who wants its error.
 

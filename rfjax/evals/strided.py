@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from rfjax.errors import RequestError
-from rfjax.evals.journal import Journal
 from rfjax.evals.perplexity import (
     TOKENS_PER_BATCH,
     OnSums,
@@ -22,6 +21,7 @@ from rfjax.evals.perplexity import (
     chunk_nll,
     text_tokens,
 )
+from rfjax.evals.records.journal import Journal
 from rfjax.io.load import Model
 
 _WINDOW_STEP = 256

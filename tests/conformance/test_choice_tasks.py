@@ -19,8 +19,8 @@ from rfjax.cli.choice_tasks import (
     run_multiple_choice,
     run_winogrande,
 )
-from rfjax.evals.multiple_choice_file import write_multiple_choice
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.scoring.scorer import Scorer
+from rfjax.evals.tasks.multiple_choice_file import write_multiple_choice
 
 
 @pytest.fixture(scope="module")

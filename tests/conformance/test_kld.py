@@ -5,8 +5,8 @@ import functools
 import pytest
 
 import rfjax
-from rfjax.evals.kld import kld
-from rfjax.evals.kld_files import kld_files
+from rfjax.evals.kl.kld import kld
+from rfjax.evals.kl.kld_files import kld_files
 from rfjax.io.parts import open_parts
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import rfjax
-from rfjax.evals.kl_base_file import reading
-from rfjax.evals.kl_divergence import kl_divergence, write_kl_base
+from rfjax.evals.kl.against_file import kl_divergence, write_kl_base
+from rfjax.evals.kl.kl_base_file import reading
 from rfjax.evals.strided import strided_perplexity
 
 

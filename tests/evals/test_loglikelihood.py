@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import rfjax
 from rfjax.errors import RequestError
-from rfjax.evals.journal import Journal
 from rfjax.evals.loglikelihood import (
     encode_pair,
     loglikelihood,
@@ -19,7 +18,8 @@ from rfjax.evals.loglikelihood import (
     prefix_token,
     rolling_windows,
 )
-from rfjax.evals.scorer import Scorer
+from rfjax.evals.records.journal import Journal
+from rfjax.evals.scoring.scorer import Scorer
 
 BUNDLED = pathlib.Path(__file__).parents[2] / "examples" / "models" / "shakespeare.gguf"
 

@@ -3,8 +3,8 @@
 import make_tasks
 from lm_eval.api.task import ConfigurableTask
 
-from rfjax.evals.lm_eval_run import set_up
-from rfjax.evals.task_file import FORMS, read_task_file
+from rfjax.evals.harness.lm_eval_run import set_up
+from rfjax.evals.harness.task_file import FORMS, read_task_file
 
 
 def test_the_files_are_what_the_script_makes(tmp_path):

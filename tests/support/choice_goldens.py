@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from rfjax.evals.continuation import Continuation, ContinuationScore
-from rfjax.evals.multiple_choice_file import Answers, MultipleChoiceItem
+from rfjax.evals.scoring.continuation import Continuation, ContinuationScore
+from rfjax.evals.tasks.multiple_choice_file import Answers, MultipleChoiceItem
 
 FOLDER = pathlib.Path(__file__).parents[1] / "evals" / "goldens" / "choice_tasks"
 
