@@ -29,7 +29,7 @@ from rfjax.quant.qtensor import has_packed
 from rfjax.tokenizer import Tokenizer
 from rfjax.typing import Array, Int
 
-TOKENS_PER_BATCH = 2048
+_TOKENS_PER_BATCH = 2048
 """Tokens scored in one step when the caller names no batch size (llama-perplexity's default)."""
 
 
@@ -112,6 +112,11 @@ def _jitted_nll(packed: bool):
     return jax.jit(nll, static_argnames=("first", "config"), compiler_options=options)
 
 
+def chunks_per_batch(n_chunks: int, length: int, asked: int | None) -> int:
+    """Chunks of so many tokens computed at a time: those asked for, no more than there are."""
+    return min(n_chunks, asked or max(1, _TOKENS_PER_BATCH // length))
+
+
 def chunk_tokens(
     token_ids: Sequence[int], n_ctx: int, chunks: int | None, bos_id: int | None
 ) -> np.ndarray:
@@ -172,7 +177,7 @@ def perplexity(
         n_ctx=n_ctx,
         chunks=chunks,
     )
-    batch = min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // n_ctx))
+    batch = chunks_per_batch(len(rows), n_ctx, batch_size)
 
     def tell(done: int, total: int, sums: RunningPerplexity) -> None:
         if on_chunk is not None:

@@ -13,12 +13,12 @@ import numpy as np
 
 from rfjax.errors import RequestError
 from rfjax.evals.perplexity import (
-    TOKENS_PER_BATCH,
     OnSums,
     PerplexityResult,
     added_up,
     check_count,
     chunk_nll,
+    chunks_per_batch,
     text_tokens,
 )
 from rfjax.evals.records.journal import Journal
@@ -114,7 +114,7 @@ def strided_perplexity(
         )
     token_ids = text_tokens(text, tokenizer=model.tokenizer, config=config, path=model.path)
     rows = strided_windows(token_ids, window, stride, chunks)
-    batch = min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // window))
+    batch = chunks_per_batch(len(rows), window, batch_size)
     first = window - 1 - stride
     values = chunk_nll(model, rows, first=first, batch_size=batch, journal=journal)
     result = added_up(values, n_chunks=len(rows), n_ctx=n_ctx, on_sums=on_sums)

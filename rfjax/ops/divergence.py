@@ -7,11 +7,10 @@ never negative and about `p * d^2 / 2`, in which such an error counts squared. T
 summed here, with a series for small d; equal rows give exactly 0.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rfjax.ops.likelihood import rows_at_a_time
+from rfjax.ops.likelihood import over_rows
 from rfjax.ops.linear import linear
 from rfjax.ops.logits import finished
 from rfjax.ops.logprobs import normalizer, of_tokens
@@ -87,13 +86,6 @@ def head_divergences(
     """
     base = base.unpacked(base_hidden.dtype)
     heads = tuple(head.unpacked(h.dtype) for head, h in zip(heads, hidden, strict=True))
-    n_tokens, vocab = base_hidden.shape[0], base.weight.shape[0]
-    chunk = rows_at_a_time(n_tokens, (1 + len(heads)) * vocab)
-    n_chunks = -(-n_tokens // chunk)
-
-    def cut(x: Array) -> Array:
-        padding = ((0, n_chunks * chunk - n_tokens), *((0, 0) for _ in x.shape[1:]))
-        return jnp.pad(x, padding).reshape(n_chunks, chunk, *x.shape[1:])
 
     def one(rows):
         of_base, of_models, wanted = rows
@@ -103,11 +95,8 @@ def head_divergences(
             for head, h in zip(heads, of_models, strict=True)
         )
 
-    found = jax.lax.map(
-        jax.checkpoint(one, prevent_cse=False),
-        (cut(base_hidden), tuple(map(cut, hidden)), cut(targets)),
-    )
-    return jax.tree.map(lambda values: values.reshape(-1)[:n_tokens], found)
+    logits_per_row = (1 + len(heads)) * base.weight.shape[0]
+    return over_rows(one, (base_hidden, hidden, targets), logits_per_row=logits_per_row)
 
 
 def row_divergences(

@@ -1,6 +1,7 @@
 """Log-likelihoods of given tokens, without ever holding `[T, V]` logits."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +45,6 @@ def token_scores(
     """
     if isinstance(weight, QTensor):  # once, not for every chunk
         weight = dequantize_packed(weight, hidden.dtype)
-    n_tokens, vocab = hidden.shape[0], weight.shape[0]
-    chunk = rows_at_a_time(n_tokens, vocab)
-    n_chunks = -(-n_tokens // chunk)
-    padding = n_chunks * chunk - n_tokens
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(n_chunks, chunk, -1)
-    targets = jnp.pad(targets, (0, padding)).reshape(n_chunks, chunk)
 
     def one(inputs):
         rows, wanted = inputs
@@ -58,9 +53,31 @@ def token_scores(
         likeliest = jnp.argmax(logits, axis=-1).astype(wanted.dtype)
         return TokenScores(of_tokens(logits, wanted, normalizer(logits)), likeliest == wanted)
 
-    # Gradients compute a chunk's logits once more, so that they are not all kept.
-    scores = jax.lax.map(jax.checkpoint(one, prevent_cse=False), (hidden, targets))
-    return TokenScores(*(values.reshape(-1)[:n_tokens] for values in scores))
+    return over_rows(one, (hidden, targets), logits_per_row=weight.shape[0])
+
+
+def over_rows(function: Callable[[Any], Any], arrays: Any, *, logits_per_row: int) -> Any:
+    """`function(arrays)` for a few rows at a time, put together again.
+
+    Gradients compute it once more, so that they do not keep the logits of all rows.
+
+    Args:
+        function: of arrays of some rows; what it returns has the same first axis, and a row's
+            results depend on that row alone.
+        arrays: a tree of `[T, ...]`. The last rows are filled up with zeros.
+        logits_per_row: how many `function` holds for each.
+    """
+    n_rows = jax.tree.leaves(arrays)[0].shape[0]
+    size = rows_at_a_time(n_rows, logits_per_row)
+    n = -(-n_rows // size)
+
+    def cut(x: Array) -> Array:
+        padding = ((0, n * size - n_rows), *((0, 0) for _ in x.shape[1:]))
+        return jnp.pad(x, padding).reshape(n, size, *x.shape[1:])
+
+    pieces = jax.tree.map(cut, arrays)
+    found = jax.lax.map(jax.checkpoint(function, prevent_cse=False), pieces)
+    return jax.tree.map(lambda x: x.reshape(n * size, *x.shape[2:])[:n_rows], found)
 
 
 def rows_at_a_time(n_tokens: int, logits_per_row: int) -> int:

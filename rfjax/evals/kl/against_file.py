@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rfjax.engine.compiler_options import compiler_options
@@ -20,13 +19,13 @@ from rfjax.evals.kl.divergence import head, scored_states
 from rfjax.evals.kl.kl_base_file import KLBase, reading, writing
 from rfjax.evals.kl.kl_statistics import KLStatistics, KLSummary
 from rfjax.evals.perplexity import (
-    TOKENS_PER_BATCH,
     OnSums,
     PerplexityResult,
     added_up,
     check_context,
     check_count,
     chunk_tokens,
+    chunks_per_batch,
     text_tokens,
 )
 from rfjax.evals.row_batches import in_batches
@@ -34,7 +33,7 @@ from rfjax.io.load import Model
 from rfjax.models.config import ModelConfig
 from rfjax.models.params import Params
 from rfjax.ops.divergence import TokenDivergences
-from rfjax.ops.likelihood import rows_at_a_time
+from rfjax.ops.likelihood import over_rows
 from rfjax.ops.logprob_codes import coded_divergences, encoded
 from rfjax.ops.logprobs import normalizer, of_tokens
 from rfjax.quant.qtensor import has_packed
@@ -109,22 +108,12 @@ def _over_logits(
     hidden = scored_states(params, tokens, first=first, config=config)
     output = head(params, config).unpacked(hidden.dtype)
     arrays = (hidden.reshape(batch * n, -1), tokens[:, first + 1 :].reshape(-1), *others)
-    size = rows_at_a_time(batch * n, output.weight.shape[0])
-    pieces = -(-batch * n // size)
-
-    def cut(x: Array) -> Array:
-        padding = ((0, pieces * size - batch * n), *((0, 0) for _ in x.shape[1:]))
-        return jnp.pad(x, padding).reshape(pieces, size, *x.shape[1:])
-
-    found = jax.lax.map(
-        lambda rows: one(output.logits(rows[0]), *rows[1:]), tuple(map(cut, arrays))
+    found = over_rows(
+        lambda rows: one(output.logits(rows[0]), *rows[1:]),
+        arrays,
+        logits_per_row=output.weight.shape[0],
     )
-    return jax.tree.map(
-        lambda x: x.reshape(pieces * size, *x.shape[2:])[: batch * n].reshape(
-            batch, n, *x.shape[2:]
-        ),
-        found,
-    )
+    return jax.tree.map(lambda x: x.reshape(batch, n, *x.shape[1:]), found)
 
 
 @functools.cache
@@ -171,7 +160,7 @@ def write_kl_base(
         first=n_ctx // 2,
         config=config,
     )
-    batch = _batch_size(base, batch_size)
+    batch = chunks_per_batch(base.n_chunks, base.n_ctx, batch_size)
     with writing(path, base) as writer:
 
         def values() -> Iterator[np.ndarray]:
@@ -229,7 +218,9 @@ def kl_divergence(
         tokens = _with_bos(base.tokens[:n_chunks], model)
         rows = zip(tokens, coded, strict=False)  # `coded` goes on where not all are asked for
         statistics = KLStatistics()
-        found = in_batches(compute, rows, _batch_size(base, batch_size), mesh=model.mesh)
+        found = in_batches(
+            compute, rows, chunks_per_batch(base.n_chunks, base.n_ctx, batch_size), mesh=model.mesh
+        )
         for done, each in enumerate(found, 1):
             check_not_nan(each.nll, config.dtype)
             statistics.add(each.nll, each.nll_base, each.kld, each.p_diff, each.same_top)
@@ -246,8 +237,3 @@ def _with_bos(tokens: np.ndarray, model: Model) -> np.ndarray:
     rows = tokens.copy()
     rows[:, 0] = tokenizer.bos_id
     return rows
-
-
-def _batch_size(base: KLBase, batch_size: int | None) -> int:
-    """Chunks at a time."""
-    return min(base.n_chunks, batch_size or max(1, TOKENS_PER_BATCH // base.n_ctx))

@@ -18,7 +18,7 @@ from rfjax.evals.kl.against_file import KLResult
 from rfjax.evals.kl.divergence import divergences_of_states, many_divergences
 from rfjax.evals.kl.final_states import FinalStates
 from rfjax.evals.kl.kl_statistics import KLStatistics
-from rfjax.evals.perplexity import TOKENS_PER_BATCH, check_context, check_count, text_chunks
+from rfjax.evals.perplexity import check_context, check_count, chunks_per_batch, text_chunks
 from rfjax.evals.records.chunk_journal import with_journal
 from rfjax.evals.records.journal import Journal
 from rfjax.evals.row_batches import in_batches
@@ -169,13 +169,13 @@ def comparison_rows(
 
 
 def chunks_at_a_time(rows: np.ndarray, batch_size: int | None) -> int:
-    """The batch size asked for, or chunks of `TOKENS_PER_BATCH` tokens; no more than there are.
+    """`chunks_per_batch` of these, of a batch size that was checked.
 
     Raises:
         RequestError: it is no integer, or below 1.
     """
     check_count("batch_size", batch_size, least=1, optional=True)
-    return min(len(rows), batch_size or max(1, TOKENS_PER_BATCH // rows.shape[1]))
+    return chunks_per_batch(len(rows), rows.shape[1], batch_size)
 
 
 def check_same_vocabulary(base: Described, model: Described) -> None:
